@@ -1,0 +1,138 @@
+"""Several LoRA adapters over one frozen linear layer, any subset of them active at once.
+
+PEFT's own layers would do, one after another; here the active adapters are concatenated into one
+low-rank product (rank r_θ + r_w), which halves the kernels of a step, and the merged form used for
+sampling is a tensor beside the weight and never written into it, so that switching is exact. The
+parametrisation is PEFT's (y += alpha/rank · B A x); `bridge_engine.export` writes PEFT's format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bridge_engine.errors import EngineError
+from bridge_engine.seeding import generator
+from bridge_engine.spec import LoraSpec
+from bridge_engine.spec_errors import nearest_name
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer W (out × in) with named adapters A (rank × in) and B (out × rank)."""
+
+    def __init__(self, base: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.scale = scale
+        self.A = nn.ParameterDict()
+        self.B = nn.ParameterDict()
+        self.active: tuple[str, ...] = ()
+        self.merged: Tensor | None = None
+
+    def add(self, name: str, rank: int, rng: torch.Generator) -> None:
+        """A new adapter that changes nothing yet: A uniform as PEFT draws it, B zero. float32."""
+        out_features, in_features = self.base.weight.shape
+        device = self.base.weight.device
+        bound = 1 / math.sqrt(in_features)  # kaiming_uniform_(a=√5), PEFT's default
+        a = (torch.rand(rank, in_features, generator=rng) * 2 - 1) * bound
+        self.A[name] = nn.Parameter(a.to(device))
+        self.B[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
+
+    def stacked(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The named adapters as one: A (Σrank × in), B (out × Σrank)."""
+        if len(names) == 1:
+            return self.A[names[0]], self.B[names[0]]
+        return torch.cat([self.A[n] for n in names]), torch.cat([self.B[n] for n in names], dim=1)
+
+    def delta(self, names: Sequence[str]) -> Tensor:
+        """What the named adapters add to W, float32."""
+        a, b = self.stacked(names)
+        return (b @ a) * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged is not None:
+            return F.linear(x, self.merged, self.base.bias)
+        y: Tensor = self.base(x)
+        if self.active:
+            a, b = self.stacked(self.active)
+            y = y + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) * self.scale
+        return y
+
+
+class AdaptedModel:
+    """A frozen transformers model whose linear layers carry named adapters."""
+
+    def __init__(self, model: nn.Module, lora: LoraSpec) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.lora = lora
+        self.names: list[str] = []
+        self.layers: dict[str, LoraLinear] = {}
+        for path, linear in _target_layers(model, lora.target_modules):
+            parent_path, _, leaf = path.rpartition(".")
+            layer = LoraLinear(linear, lora.alpha / lora.rank)
+            setattr(model.get_submodule(parent_path), leaf, layer)
+            self.layers[path] = layer
+
+    def add(self, name: str, seed: int) -> None:
+        """A new adapter in every layer, drawn from (seed, name)."""
+        rng = generator(seed, f"init/{name}")
+        for layer in self.layers.values():
+            layer.add(name, self.lora.rank, rng)
+        self.names.append(name)
+
+    def copy(self, source: str, target: str) -> None:
+        """Makes `target` equal to `source`, to the last bit."""
+        with torch.no_grad():
+            for old, new in zip(self.parameters(source), self.parameters(target), strict=True):
+                new.copy_(old)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The adapter's tensors in a fixed order: A and B of each layer."""
+        return [p for layer in self.layers.values() for p in (layer.A[name], layer.B[name])]
+
+    @contextmanager
+    def using(self, *names: str, merged: bool = False) -> Iterator[None]:
+        """Within: the forward pass is that of the base with these adapters (none: the bare base).
+
+        `merged` computes W + ΔW once per layer and runs on that: no gradients, no extra kernels.
+        """
+        for layer in self.layers.values():
+            layer.active = names
+            if merged and names:
+                with torch.no_grad():
+                    weight = layer.base.weight
+                    delta = layer.delta(names)
+                    layer.merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.active, layer.merged = (), None
+
+
+def _target_layers(model: nn.Module, targets: list[str] | str) -> list[tuple[str, nn.Linear]]:
+    """The linear layers that get adapters, in the model's own order; never the output head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linears = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    if targets == "all-linear":
+        return linears
+    known = sorted({path.rpartition(".")[2] for path, _ in linears})
+    for target in targets:
+        if target not in known:
+            near = nearest_name(target, known)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise EngineError(
+                f"the model has no linear layer {target!r}{hint} It has: {', '.join(known)}.",
+                code="unknown_target_module",
+                param="lora.target_modules",
+            )
+    return [(path, module) for path, module in linears if path.rpartition(".")[2] in targets]

@@ -1,0 +1,136 @@
+"""Checkpoints that a crash cannot tear.
+
+A checkpoint is written into a temporary folder beside its place, each file synced to disk, a
+manifest with every file's SHA-256 last, and only then renamed. A folder whose manifest does not
+verify is not a checkpoint: loading falls back to the one before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bridge_engine.errors import EngineError
+
+MANIFEST = "manifest.json"
+SPARE_BYTES = 64 * 2**20
+"""Room that must be left on the disk beside what is to be written."""
+
+
+def step_folder(step: int) -> str:
+    """Name of a step's folder; sorts as the steps do."""
+    return f"step-{step:06d}"
+
+
+def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
+    """Makes the folder `final` appear whole or not at all; `write` fills the folder it is given.
+
+    Raises EngineError(`disk_full`) with what is needed and what there is.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with disk_errors(final.parent, expected_bytes):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
+            for path in temporary.iterdir():
+                _sync(path)
+            _sync(temporary)
+            if final.exists():  # left by a crash and not whole, or about to be equal to the new one
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Does every file have the hash that the manifest says?"""
+    try:
+        hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        return all(sha256_of(folder / name) == value for name, value in hashes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def newest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
+    """(the newest checkpoint that verifies, or None; the newer ones that do not)."""
+    torn: list[Path] = []
+    for folder in sorted(parent.glob("step-*"), reverse=True):
+        if is_whole(folder):
+            return folder, torn
+        torn.append(folder)
+    return None, torn
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what crashes left half-written."""
+    for folder in sorted(parent.glob("step-*"))[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in parent.glob(".step-*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors as safetensors, on the CPU and contiguous."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads what `save_tensors` wrote."""
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(folder: Path, expected_bytes: int = 0) -> Iterator[None]:
+    """Checks for room first, and turns a full disk into an error that says so."""
+    free = shutil.disk_usage(folder).free
+    if free < expected_bytes + SPARE_BYTES:
+        raise _disk_full(folder, free, expected_bytes)
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(folder, shutil.disk_usage(folder).free, expected_bytes) from error
+        raise
+
+
+def _disk_full(folder: Path, free: int, expected: int) -> EngineError:
+    need = (expected + SPARE_BYTES) / 2**20
+    return EngineError(
+        f"the disk under {folder} is full: {free / 2**20:.0f} MiB free, {need:.0f} MiB needed; "
+        "free some space and retry the job, it goes on from its last checkpoint",
+        code="disk_full",
+        category="infra",
+        retryable=True,
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""The process's compute settings, set on purpose and written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+import transformers
+
+import bridge_engine
+from bridge_engine.catalog import resolve_model
+from bridge_engine.policy import SMALL_MODEL, resolve_device
+from bridge_engine.spec import TrainSpec
+
+
+def configure(spec: TrainSpec) -> dict[str, Any]:
+    """Sets threads and determinism; returns what a reader needs to repeat the run."""
+    threads = spec.runtime.threads or _default_threads(spec.model)
+    torch.set_num_threads(threads)
+    torch.manual_seed(spec.seed)  # nothing should draw from it; if something does, repeatably
+    device = resolve_device(spec.runtime)
+    return {
+        "bridge": bridge_engine.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": threads,
+    }
+
+
+def _default_threads(model: str) -> int:
+    """More threads than a small model can feed are slower than one."""
+    parameters = resolve_model(model).parameters
+    if parameters is not None and parameters < SMALL_MODEL:
+        return 1
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,31 @@
+"""RL: GRPO from the base model, with no demonstrations ("RL-zero", paper §4).
+
+J_RL is GRPO's clipped surrogate (Shao et al. 2024, arXiv 2402.03300) with one optimisation step a
+batch, the token mean over the whole step, and no KL unless `rl.kl_coef` asks for it; constants are
+TRL's. With one inner step the policy that samples is the policy that learns, so the ratio is 1 and
+clipping never bites.
+"""
+
+from collections.abc import Mapping
+
+from bridge_engine.methods.base import Method, Movable, Objectives
+from bridge_engine.objectives import Metrics
+from bridge_engine.spec import RlOptions
+
+
+class Rl(Method):
+    """θ ← θ + α ∇ J_RL(θ)."""
+
+    name = "rl"
+    parameter_sets = ("student",)
+    policy = ("student",)
+
+    def __init__(self, options: RlOptions) -> None:
+        self.options = options
+
+    def step(
+        self, objectives: Objectives, sets: Mapping[str, Movable], step: int, steps: int
+    ) -> Metrics:
+        gradient = objectives.gradient("student", rl=1.0)
+        norm = sets["student"].ascend(gradient.theta)
+        return {**gradient.figures("student"), "grad_norm/student": norm}

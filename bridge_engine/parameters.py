@@ -1,0 +1,84 @@
+"""A parameter set of the method (student, teacher, shadow) with an optimiser of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bridge_engine.errors import EngineError
+from bridge_engine.spec import OptimizerSpec
+from bridge_engine.vector import Vector
+
+
+class ParameterSet:
+    """Named trainable tensors that move along gradients they are given."""
+
+    def __init__(
+        self, name: str, tensors: Sequence[nn.Parameter], spec: OptimizerSpec, learning_rate: float
+    ) -> None:
+        self.name = name
+        self.tensors = list(tensors)
+        self.learning_rate = learning_rate
+        self._warmup = spec.warmup_steps
+        self._max_norm = spec.max_grad_norm
+        self._steps_taken = 0
+        self.optimizer: torch.optim.Optimizer
+        if spec.name == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                self.tensors, lr=learning_rate, betas=spec.betas, weight_decay=spec.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.SGD(self.tensors, lr=learning_rate)
+
+    def ascend(self, gradient: Vector) -> float:
+        """One optimiser step up the gradient of an objective; returns its norm before clipping.
+
+        Raises EngineError(`non_finite_gradient`) before anything is changed if it is NaN or Inf.
+        """
+        norm = gradient.norm()
+        if not math.isfinite(norm):
+            raise EngineError(
+                f"the gradient of the {self.name} is not finite (norm {norm}); lower "
+                "optimizer.student_lr and optimizer.teacher_lr, or start from the last checkpoint",
+                code="non_finite_gradient",
+            )
+        scale = 1.0
+        if self._max_norm is not None and norm > self._max_norm:
+            scale = self._max_norm / norm
+        for tensor, direction in zip(self.tensors, gradient.tensors, strict=True):
+            tensor.grad = direction * -scale
+        self._steps_taken += 1
+        warm = min(1.0, self._steps_taken / (self._warmup + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * warm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Values and optimiser state as flat named tensors, for a checkpoint."""
+        state = {"steps_taken": torch.tensor(self._steps_taken)}
+        for index, tensor in enumerate(self.tensors):
+            state[f"{index}/value"] = tensor.detach()
+            for key, value in self.optimizer.state.get(tensor, {}).items():
+                if value is not None:
+                    state[f"{index}/optimizer/{key}"] = torch.as_tensor(value)
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state()` gave, to the last bit."""
+        self._steps_taken = int(state["steps_taken"])
+        with torch.no_grad():
+            for index, tensor in enumerate(self.tensors):
+                tensor.copy_(state[f"{index}/value"])
+                prefix = f"{index}/optimizer/"
+                self.optimizer.state[tensor] = {
+                    key.removeprefix(prefix): value.clone()
+                    if key.endswith("/step")
+                    else value.clone().to(tensor.device)
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }

@@ -1,0 +1,158 @@
+"""What a run must remember to go on: progress, parameters, optimisers; and what it gives away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_engine.checkpoint import (
+    load_tensors,
+    newest_whole,
+    prune,
+    publish,
+    save_tensors,
+    step_folder,
+)
+from bridge_engine.errors import EngineError
+from bridge_engine.evaluate import Score
+from bridge_engine.events import Checkpoint
+from bridge_engine.export import AdapterCard, export_adapter, exported_rank
+from bridge_engine.methods import Method
+from bridge_engine.parameters import ParameterSet
+from bridge_engine.policy import Policy
+from bridge_engine.spec import TemplateSpec, TrainSpec
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it has measured."""
+
+    step: int = 0
+    """Finished optimisation steps."""
+    seconds: float = 0.0
+    """Wall-clock seconds spent in steps, over all attempts."""
+    before: list[float] | None = None
+    """[accuracy, low, high] of the untrained policy on the held-out problems."""
+    after: list[float] | None = None
+    """The same at the latest measurement."""
+    best: list[float] | None = None
+    best_step: int | None = None
+    eval_n: int = 0
+
+    def measured(self, score: Score) -> None:
+        """Takes in a measurement made at the current step."""
+        figures = [score.accuracy, *score.interval]
+        self.eval_n = score.judged
+        if self.step == 0:
+            self.before = figures
+            return
+        self.after = figures
+        if self.best is None or figures[0] > self.best[0]:
+            self.best, self.best_step = figures, self.step
+
+    def result(self, spec: TrainSpec) -> dict[str, Any]:
+        """What the finished run has to show (`Done.result`)."""
+        result: dict[str, Any] = {
+            "method": spec.method.name,
+            "last_step": self.step,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.before and self.after and self.best:
+            result |= {
+                "eval_n": self.eval_n,
+                "accuracy_before": self.before[0],
+                "accuracy_before_ci": self.before[1:],
+                "accuracy_after": self.after[0],
+                "accuracy_after_ci": self.after[1:],
+                "best_step": self.best_step,
+                "best_accuracy": self.best[0],
+            }
+        return result
+
+
+class RunState:
+    """Saves and restores a run in its directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        spec: TrainSpec,
+        policy: Policy,
+        method: Method,
+        sets: Mapping[str, ParameterSet],
+        template: TemplateSpec,
+    ) -> None:
+        self.checkpoints = directory / "checkpoints"
+        self.exports = directory / "adapters"
+        self.spec = spec
+        self.policy = policy
+        self.method = method
+        self.sets = sets
+        self.template = template
+
+    def save(self, progress: Progress, accuracy: float | None) -> Checkpoint:
+        """Publishes the resumable state and the exported adapter of the current step."""
+        folder = self.checkpoints / step_folder(progress.step)
+        tensors = {name: parameters.state() for name, parameters in self.sets.items()}
+        size = sum(t.nbytes for state in tensors.values() for t in state.values())
+
+        def write(temporary: Path) -> None:
+            for name, state in tensors.items():
+                save_tensors(temporary / f"{name}.safetensors", state)
+            document = {"spec": self._spec_document(), "progress": asdict(progress)}
+            (temporary / "state.json").write_text(json.dumps(document, indent=1))
+
+        publish(folder, write, expected_bytes=size)
+        adapter = self.exports / step_folder(progress.step)
+        names = self.method.policy
+        rank = exported_rank(self.policy.adapters, names)
+        card = AdapterCard(
+            base_model=self.spec.model,
+            method=self.method.name,
+            step=progress.step,
+            rank=rank,
+            template=self.template.model_dump(),
+            max_new_tokens=self.spec.rollout.max_new_tokens,
+            accuracy=accuracy,
+        )
+        sha256 = export_adapter(self.policy.adapters, names, adapter, card)
+        prune(self.checkpoints, self.spec.checkpoint.keep)
+        root = self.checkpoints.parent
+        return Checkpoint(
+            step=progress.step,
+            path=str(folder.relative_to(root)),
+            adapter=str(adapter.relative_to(root)),
+            sha256=sha256,
+            rank=rank,
+            accuracy=accuracy,
+            best=accuracy is not None and progress.best_step == progress.step,
+        )
+
+    def resume(self) -> tuple[Progress | None, list[Path]]:
+        """(progress of the newest whole checkpoint, parameters restored; damaged newer ones)."""
+        folder, torn = newest_whole(self.checkpoints)
+        if folder is None:
+            return None, torn
+        document = json.loads((folder / "state.json").read_text())
+        self._refuse_other_spec(document["spec"])
+        for name, parameters in self.sets.items():
+            parameters.load(load_tensors(folder / f"{name}.safetensors"))
+        return Progress(**document["progress"]), torn
+
+    def _spec_document(self) -> dict[str, Any]:
+        return self.spec.model_dump(mode="json", by_alias=True, exclude={"name"})
+
+    def _refuse_other_spec(self, saved: dict[str, Any]) -> None:
+        now = self._spec_document()
+        differing = sorted(k for k in {*saved, *now} if saved.get(k) != now.get(k))
+        if differing:
+            shown = "; ".join(f"{k}: {saved.get(k)} → {now.get(k)}" for k in differing)
+            raise EngineError(
+                "the run directory holds checkpoints of another spec; use another directory. "
+                f"Differences: {shown}",
+                code="spec_changed",
+                param=differing[0],
+            )

@@ -1,0 +1,351 @@
+"""The job spec: the one description that API, SDK, command line, worker and engine share.
+
+Imports no torch, so that validating a job costs milliseconds anywhere. Everything that can be
+known to be wrong without reading data or weights is refused here; `bridge_engine.catalog` adds what
+needs the names of models and datasets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class SpecModel(BaseModel):
+    """Strict by intent: an unknown field is an error, never silently ignored."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, populate_by_name=True
+    )
+
+
+def _impossible(param: str, message: str) -> PydanticCustomError:
+    """A combination of fields that cannot work; `param` is the field to change."""
+    return PydanticCustomError(
+        "impossible_combination", "{message}", {"message": message, "param": param}
+    )
+
+
+# --------------------------------------------------------------------------- methods
+
+
+class LambdaSchedule(SpecModel):
+    """λ over the steps of a run; linear between its two ends."""
+
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """λ of the first step. 0 is imitation alone."""
+    end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """λ of the last step. 1 is reinforcement alone."""
+
+    def at(self, step: int, steps: int) -> float:
+        """λ of 0-based `step` in a run of `steps`."""
+        fraction = step / (steps - 1) if steps > 1 else 1.0
+        return self.start + (self.end - self.start) * fraction
+
+
+class SftOptions(SpecModel):
+    """Supervised fine-tuning on the demonstrations alone."""
+
+    name: Literal["sft"] = "sft"
+
+
+class RlOptions(SpecModel):
+    """GRPO from the base model ("RL-zero" in the paper): no demonstrations."""
+
+    name: Literal["rl"] = "rl"
+
+
+class BridgeOptions(SpecModel):
+    """BRIDGE: SFT leads, RL follows, joined by the cooperative gain (arXiv 2509.06948)."""
+
+    name: Literal["bridge"] = "bridge"
+    lambda_: Annotated[
+        Annotated[float, Field(ge=0, le=1), Tag("constant")]
+        | Annotated[LambdaSchedule, Tag("schedule")],
+        Discriminator(lambda v: "schedule" if isinstance(v, dict | LambdaSchedule) else "constant"),
+    ] = Field(default=0.5, alias="lambda")
+    """Weight of RL against SFT: a constant in 0…1, or {start, end} for a linear schedule.
+    Constants in 0.3…0.7 are robust by the paper's own account."""
+    meta: bool = True
+    """False drops the cooperative gain from the teacher's objective (the paper's ablation)."""
+
+    def lambda_at(self, step: int, steps: int) -> float:
+        """λ of 0-based `step` in a run of `steps`."""
+        if isinstance(self.lambda_, LambdaSchedule):
+            return self.lambda_.at(step, steps)
+        return self.lambda_
+
+
+METHODS: dict[str, type[SftOptions] | type[RlOptions] | type[BridgeOptions]] = {
+    "sft": SftOptions,
+    "rl": RlOptions,
+    "bridge": BridgeOptions,
+}
+LEARNS_FROM_DEMOS = frozenset({"sft", "bridge"})
+LEARNS_FROM_REWARD = frozenset({"rl", "bridge"})
+
+
+def _method_from_name(value: Any) -> Any:
+    """`method: bridge` is short for `method: {name: bridge}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _method_tag(value: Any) -> str | None:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return name if isinstance(name, str) else None
+
+
+MethodOptions = Annotated[
+    Annotated[SftOptions, Tag("sft")]
+    | Annotated[RlOptions, Tag("rl")]
+    | Annotated[BridgeOptions, Tag("bridge")],
+    Discriminator(_method_tag),
+    BeforeValidator(_method_from_name),
+]
+
+
+# --------------------------------------------------------------------------- data
+
+
+class DatasetRef(SpecModel):
+    """Which problems: a dataset by name, and the part of it that is meant."""
+
+    name: str
+    """`arithmetic` (built in), a named benchmark (`gsm8k`, `math`, …), the id of an uploaded
+    dataset (`ds_…`), or `hub:owner/name` on the Hugging Face hub."""
+    split: str | None = None
+    """Default: the split that suits the role (`train`, `demos`, `dev` or `test`)."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many examples, the first ones of the split's fixed order."""
+    kinds: list[str] | None = None
+    """Only problems of these kinds (subjects, for benchmarks that have them)."""
+    seed: int = 0
+    """Seed of a generated dataset; ignored by datasets that are files."""
+
+
+def _dataset_from_name(value: Any) -> Any:
+    """`gsm8k` is short for {name: gsm8k}; `gsm8k/test` for {name: gsm8k, split: test}."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("hub:") or "/" not in value:
+        return {"name": value}
+    name, _, split = value.partition("/")
+    return {"name": name, "split": split}
+
+
+Dataset = Annotated[DatasetRef, BeforeValidator(_dataset_from_name)]
+
+
+class DataSpec(SpecModel):
+    """The three sets of problems a run knows."""
+
+    prompts: Dataset | None = None
+    """D_RL: problems to explore, rewarded by their answers."""
+    demos: Dataset | None = None
+    """D_SFT: problems with an expert's worked solution to imitate."""
+    eval: Dataset | None = None
+    """Held-out problems; accuracy on them is measured before, during and after training."""
+
+
+# --------------------------------------------------------------------------- how to train
+
+
+class TemplateSpec(SpecModel):
+    """How a problem becomes a prompt."""
+
+    kind: Literal["auto", "plain", "chat"] = "auto"
+    """`chat` uses the tokenizer's chat template, `plain` the text itself; `auto` is chat where the
+    tokenizer has a template."""
+    system: str | None = None
+    """System message (chat), or text put before the problem (plain)."""
+    suffix: str = ""
+    """Text put after the problem, such as an instruction on the answer's form."""
+
+
+class LoraSpec(SpecModel):
+    """The shape of the adapters. Student, teacher and shadow are alike."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    """Rank of each adapter. The exported adapter of a method with a teacher has twice this rank."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The adapter's update is scaled by alpha / rank (PEFT's `lora_alpha`)."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get adapters; `all-linear` is every one but the head."""
+
+
+class OptimizerSpec(SpecModel):
+    """One optimiser for each parameter set, each with its own clipping."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is plain gradient ascent, for study; `adamw` is what trains well."""
+    student_lr: Annotated[float, Field(gt=0)] = 3e-4
+    """α of the paper: learning rate of student and shadow."""
+    teacher_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """β of the paper: learning rate of the teacher."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.98,
+    )
+    """Adam's two decay rates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on the adapters."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Each parameter set's gradient is clipped to this norm; null for no clipping."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Learning rates rise linearly over this many steps."""
+
+
+class RolloutSpec(SpecModel):
+    """How the policy explores. Temperature is 1 and nothing is cut off, always: anything else would
+    make the importance ratios wrong."""
+
+    prompts_per_step: Annotated[int, Field(ge=1)] = 8
+    """Problems per step."""
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Samples per problem (G of GRPO). One sample has nothing to be compared with."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest completion; longer ones are cut and count as truncated."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Sequences sampled at once; lower it when memory runs out."""
+    merge_weights: bool = True
+    """Sample from weights with the adapters merged in: faster, at the cost of one copy of the
+    adapted layers."""
+
+
+class RlSpec(SpecModel):
+    """The GRPO objective J_RL."""
+
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """ε below: the ratio's objective is clipped at 1 − clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """ε above: and at 1 + clip_high."""
+    advantage: Literal["group_std", "group"] = "group_std"
+    """`group_std`: (r − mean) / (std + 1e-4) within the group; `group`: r − mean."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of KL(π ‖ π_base), estimator k3; 0 skips the reference's forward pass."""
+    verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
+    """Seconds one answer may take to be judged before it is set aside as unjudged."""
+
+
+class SftSpec(SpecModel):
+    """The imitation objective J_SFT."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Demonstrations per step."""
+    max_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Demonstrations longer than this (prompt and solution) are left out and counted; default: the
+    model's context."""
+
+
+class EvalSpec(SpecModel):
+    """Measuring on held-out problems."""
+
+    every: Annotated[int, Field(ge=0)] = 20
+    """Steps between evaluations; 0 evaluates only before and after."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Default: that of the rollouts."""
+
+
+class CheckpointSpec(SpecModel):
+    """When to save, and how much to keep."""
+
+    every: Annotated[int, Field(ge=1)] = 20
+    """Steps between checkpoints. The last step is always saved."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """Resumable states kept; exported adapters are all kept."""
+
+
+class RuntimeSpec(SpecModel):
+    """Where and how to compute."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen base; adapters are always float32. `auto`: bfloat16 on GPU, float32 on CPU."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; default: 1 for models under 20 M parameters, else all cores."""
+    micro_batch: Annotated[int, Field(ge=1)] = 64
+    """Sequences in one forward/backward pass. Changes memory, never the update."""
+
+
+# --------------------------------------------------------------------------- the job
+
+
+class TrainSpec(SpecModel):
+    """A training job."""
+
+    kind: Literal["train"] = "train"
+    name: Annotated[str, Field(max_length=200)] | None = None
+    """A name for people; jobs are told apart by their id."""
+    method: MethodOptions
+    """`sft`, `rl` or `bridge`; or an object with the method's options."""
+    model: str = "bridge-tiny"
+    """The base model: a built-in name, a folder's name under BRIDGE_MODEL_DIR, or a Hugging Face
+    hub id."""
+    data: DataSpec
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 100
+    """Optimisation steps."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Every random draw of the run is a function of this seed."""
+    template: TemplateSpec = TemplateSpec()
+    lora: LoraSpec = LoraSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    rollout: RolloutSpec = RolloutSpec()
+    rl: RlSpec = RlSpec()
+    sft: SftSpec = SftSpec()
+    eval: EvalSpec = EvalSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_a_name(cls, value: str) -> str:
+        return checked_name(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainSpec:
+        name = self.method.name
+        if name in LEARNS_FROM_DEMOS and self.data.demos is None:
+            raise _impossible("data.demos", f"method {name} learns from demonstrations: name them")
+        if name in LEARNS_FROM_REWARD and self.data.prompts is None:
+            raise _impossible(
+                "data.prompts", f"method {name} learns from rewarded exploration: name the problems"
+            )
+        if self.rl.clip_high < self.rl.clip_low:
+            raise _impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
+        return self
+
+
+JobSpec = TrainSpec
+"""What POST /jobs accepts. Evaluation jobs will join it as a second kind."""
+
+
+def checked_name(value: str) -> str:
+    """A model or dataset is named, never located: no URL, no path."""
+    if "://" in value:
+        raise PydanticCustomError("url_refused", "a URL is not accepted here; give a name")
+    parts = value.split("/")
+    if value.startswith(("/", "~", ".")) or ".." in parts or len(parts) > 2 or not all(parts):
+        raise PydanticCustomError(
+            "path_refused",
+            "a path is not accepted here; give a built-in name, a folder's name under "
+            "BRIDGE_MODEL_DIR, or owner/name on the Hugging Face hub",
+        )
+    return value
+
+
+def finite(value: float) -> bool:
+    """Is it a number one may train with?"""
+    return math.isfinite(value)

@@ -1,0 +1,30 @@
+"""A gradient as one thing: whole parameter sets are added and scaled, as the paper writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Vector:
+    """A list of tensors with the arithmetic of a vector space."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+
+    def __add__(self, other: Vector) -> Vector:
+        return Vector(a + b for a, b in zip(self.tensors, other.tensors, strict=True))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return Vector(a - b for a, b in zip(self.tensors, other.tensors, strict=True))
+
+    def __rmul__(self, factor: float) -> Vector:
+        return Vector(factor * a for a in self.tensors)
+
+    def norm(self) -> float:
+        """Euclidean norm over all tensors together."""
+        if not self.tensors:
+            return 0.0
+        return float(torch.linalg.vector_norm(torch.stack([t.norm() for t in self.tensors])))

@@ -1,0 +1,105 @@
+"""The pure objectives, against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from bridge_engine import objectives
+from bridge_engine.evaluate import score, wilson_interval
+from bridge_engine.objectives import group_advantages
+
+MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+
+
+def test_grpo_at_ratio_one_is_the_token_mean_of_the_advantages():
+    logprobs = torch.randn(2, 3)
+    loss, figures = objectives.grpo(
+        logprobs,
+        logprobs,
+        torch.tensor([1.0, -0.5]),
+        MASK,
+        clip_low=0.2,
+        clip_high=0.2,
+        total_tokens=5,
+    )
+    # Σ advantage·length / Σ length, which is not 0 although the advantages may sum to 0
+    assert loss.item() == pytest.approx(-(2 * 1.0 - 3 * 0.5) / 5)
+    assert figures["clip_ratio"] == 0
+    assert figures["logprob_drift"] == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "flows"),
+    [
+        (1.5, 1.0, 1.2, False),  # too much of a good thing: clipped
+        (0.5, 1.0, 0.5, True),
+        (1.5, -1.0, -1.5, True),
+        (0.5, -1.0, -0.8, False),
+        (1.1, 1.0, 1.1, True),
+    ],
+)
+def test_clipping_bites_only_where_it_limits_the_gain(ratio, advantage, expected, flows):
+    logprob = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    loss, figures = objectives.grpo(
+        logprob,
+        torch.zeros(1, 1),
+        torch.tensor([advantage]),
+        torch.ones(1, 1),
+        clip_low=0.2,
+        clip_high=0.2,
+        total_tokens=1,
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(-expected, rel=1e-6)
+    assert (logprob.grad.item() != 0) == flows
+    assert figures["clip_ratio"] == (0 if flows else 1)
+
+
+def test_sft_is_the_negative_log_likelihood_per_token_of_the_whole_step():
+    logprobs = torch.tensor([[-1.0, -2.0, -99.0], [-3.0, -4.0, -5.0]])
+    loss, figures = objectives.sft(logprobs, MASK, total_tokens=10)
+    assert loss.item() == figures["sft/nll"] == pytest.approx(15 / 10)
+
+
+def test_k3_is_zero_for_equal_policies_and_positive_otherwise():
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]])
+    assert objectives.kl(logprobs, logprobs, MASK, total_tokens=5)[0] == 0
+    other = logprobs + torch.tensor([[0.3, -0.2, 5.0], [0.1, -0.4, 0.2]])
+    difference = (other - logprobs)[MASK.bool()]
+    expected = sum(math.exp(d) - d - 1 for d in difference.tolist()) / 5
+    value = objectives.kl(logprobs, other, MASK, total_tokens=5)[0].item()
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert value > 0
+
+
+def test_advantages_are_centred_and_scaled_in_their_own_group():
+    found = group_advantages([1, 0, 0, 0, 1, 1, 1, 0], 4, divide_by_std=True)
+    std = math.sqrt(sum((r - 0.25) ** 2 for r in [1, 0, 0, 0]) / 3)
+    assert found[:4] == pytest.approx([0.75 / (std + 1e-4)] + [-0.25 / (std + 1e-4)] * 3)
+    assert sum(found[:4]) == pytest.approx(0)
+    assert group_advantages([1, 0], 2, divide_by_std=False) == [0.5, -0.5]
+
+
+def test_an_unjudged_answer_is_left_out_of_its_group_and_never_counts_as_wrong():
+    with_unjudged = group_advantages([1, None, 0, 0], 4, divide_by_std=False)
+    assert with_unjudged == pytest.approx([2 / 3, None, -1 / 3, -1 / 3])
+    assert group_advantages([1, None], 2, divide_by_std=True) == [0.0, None]
+
+
+def test_a_group_of_equal_rewards_has_advantage_exactly_zero():
+    assert group_advantages([0.1] * 3 + [0.3] * 3, 3, divide_by_std=True) == [0.0] * 6
+
+
+def test_wilson_interval_matches_published_values():
+    # Newcombe 1998, table I, method 3 (score): 81/263 and 0/20
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_unjudged_answers_are_counted_apart_from_wrong_ones():
+    result = score([True, False, None, True], ["a", "a", "b", "b"], truncated=1)
+    assert (result.right, result.judged, result.unjudged) == (2, 3, 1)
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.by_kind == {"a": 0.5, "b": 1.0}

@@ -1,0 +1,240 @@
+"""The three updates of a BRIDGE step on a real transformer, against a float64 reference.
+
+The reference is written from the paper: a separate copy of the model whose effective weights are
+W + s(B_θ A_θ + B_w A_w), losses as sums over single unpadded sequences, and autograd on the
+objectives. It shares no code with the engine but the model's architecture.
+"""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from bridge_engine.methods import make_method
+from bridge_engine.parameters import ParameterSet
+from bridge_engine.spec import (
+    BridgeOptions,
+    LoraSpec,
+    OptimizerSpec,
+    RlOptions,
+    RlSpec,
+    SftOptions,
+)
+from bridge_engine.token_objectives import TokenObjectives
+from tests.support.tiny import random_model, random_policy, random_sequences
+
+ALPHA, BETA = 0.05, 0.08
+SGD = OptimizerSpec(name="sgd", max_grad_norm=None)
+NAMES = ("student", "teacher", "shadow")
+
+
+class Reference:
+    """J_SFT and J_RL as functions of leaf tensors, one unpadded sequence at a time."""
+
+    def __init__(self, policy, names):
+        self.model = random_model()
+        self.scale = policy.adapters.lora.alpha / policy.adapters.lora.rank
+        self.paths = list(policy.adapters.layers)
+        self.leaves = {
+            name: [
+                (
+                    layer.A[name].detach().clone().requires_grad_(),
+                    layer.B[name].detach().clone().requires_grad_(),
+                )
+                for layer in policy.adapters.layers.values()
+            ]
+            for name in names
+        }
+
+    def logprobs(self, sequence, names):
+        weights = dict(self.model.named_parameters())
+        for index, path in enumerate(self.paths):
+            for name in names:
+                a, b = self.leaves[name][index]
+                key = f"{path}.weight"
+                weights[key] = weights[key] + self.scale * b @ a
+        tokens = torch.tensor([sequence.prompt + sequence.completion])
+        logits = functional_call(self.model, weights, (tokens,)).logits[0]
+        start = len(sequence.prompt) - 1
+        rows = torch.log_softmax(logits[start:-1], -1)
+        return rows[torch.arange(len(sequence.completion)), torch.tensor(sequence.completion)]
+
+    def j_sft(self, demos, names):
+        total = sum(len(d.completion) for d in demos)
+        return sum(self.logprobs(d, names).sum() for d in demos) / total
+
+    def j_rl(self, rollouts, names, epsilon=0.2):
+        total = sum(len(r.completion) for r in rollouts)
+        value = 0.0
+        for rollout in rollouts:
+            old = torch.tensor(rollout.behaviour, dtype=torch.float32).double()
+            advantage = torch.tensor(rollout.advantage, dtype=torch.float32).double()
+            ratio = (self.logprobs(rollout, names) - old).exp()
+            clipped = torch.clamp(ratio, 1 - epsilon, 1 + epsilon)
+            value = value + torch.min(ratio * advantage, clipped * advantage).sum()
+        return value / total
+
+    def gradient(self, objective, name):
+        flat = [leaf for pair in self.leaves[name] for leaf in pair]
+        found = torch.autograd.grad(objective, flat, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, flat, strict=True)]
+
+    def moved(self, name, rate, gradient):
+        flat = [leaf.detach() for pair in self.leaves[name] for leaf in pair]
+        return [x + rate * g for x, g in zip(flat, gradient, strict=True)]
+
+
+def one_step(options, names, *, micro_batch=64, demos=None, rollouts=None):
+    policy = random_policy(*names)
+    method = make_method(options)
+    rates = {"teacher": BETA}
+    sets = {
+        n: ParameterSet(n, policy.adapters.parameters(n), SGD, rates.get(n, ALPHA)) for n in names
+    }
+    objectives = TokenObjectives(
+        policy,
+        method,
+        demos=demos if demos is not None else DEMOS,
+        rollouts=rollouts if rollouts is not None else ROLLOUTS,
+        rl=RlSpec(),
+        micro_batch=micro_batch,
+    )
+    metrics = method.step(objectives, sets, 0, 1)
+    return {n: policy.adapters.parameters(n) for n in names}, metrics
+
+
+DEMOS = random_sequences(5, seed=3)
+ROLLOUTS = random_sequences(8, seed=4, with_rollout=True)
+
+
+def assert_same(actual, expected, tolerance=1e-7):
+    """1e-7 because the model's own RMSNorm computes in float32, whatever the weights are."""
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.detach(), other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 1.0])
+def test_bridge_moves_student_shadow_and_teacher_by_the_papers_equations(lam):
+    moved, _ = one_step(BridgeOptions(**{"lambda": lam}), NAMES)
+    reference = Reference(random_policy(*NAMES), NAMES)
+    pair, ghost = ("student", "teacher"), ("shadow", "teacher")
+    j_sft, j_rl = reference.j_sft(DEMOS, pair), reference.j_rl(ROLLOUTS, pair)
+    j_shadow = reference.j_rl(ROLLOUTS, ghost)
+
+    g = reference.gradient((1 - lam) * j_sft + lam * j_rl, "student")
+    assert_same(moved["student"], reference.moved("student", ALPHA, g))
+    g = reference.gradient(j_shadow, "shadow")
+    assert_same(moved["shadow"], reference.moved("shadow", ALPHA, g))
+    g = reference.gradient((1 - lam) * j_sft + lam * (j_rl - j_shadow), "teacher")
+    assert_same(moved["teacher"], reference.moved("teacher", BETA, g))
+
+
+def test_the_reported_gain_is_the_difference_of_the_two_objectives():
+    _, metrics = one_step(BridgeOptions(), NAMES)
+    reference = Reference(random_policy(*NAMES), NAMES)
+    gain = reference.j_rl(ROLLOUTS, ("student", "teacher")) - reference.j_rl(
+        ROLLOUTS, ("shadow", "teacher")
+    )
+    assert metrics["gain"] == pytest.approx(gain.item(), abs=1e-7)
+
+
+def test_without_the_meta_term_the_teacher_never_sees_the_shadow():
+    names = ("student", "teacher")
+    moved, _ = one_step(BridgeOptions(meta=False), names)
+    reference = Reference(random_policy(*names), names)
+    objective = 0.5 * reference.j_sft(DEMOS, names) + 0.5 * reference.j_rl(ROLLOUTS, names)
+    g = reference.gradient(objective, "teacher")
+    assert_same(moved["teacher"], reference.moved("teacher", BETA, g))
+
+
+def test_sft_and_rl_climb_their_own_objective_alone():
+    reference = Reference(random_policy("student"), ("student",))
+    moved, _ = one_step(SftOptions(), ("student",))
+    g = reference.gradient(reference.j_sft(DEMOS, ("student",)), "student")
+    assert_same(moved["student"], reference.moved("student", ALPHA, g))
+    moved, _ = one_step(RlOptions(), ("student",))
+    g = reference.gradient(reference.j_rl(ROLLOUTS, ("student",)), "student")
+    assert_same(moved["student"], reference.moved("student", ALPHA, g))
+
+
+@pytest.mark.parametrize(
+    "options", [SftOptions(), RlOptions(), BridgeOptions()], ids=lambda o: o.name
+)
+def test_accumulation_is_invariant(options):
+    names = make_method(options).parameter_sets
+    whole, _ = one_step(options, names, micro_batch=64)
+    single, _ = one_step(options, names, micro_batch=1)
+    for name in names:
+        assert_same(single[name], [p.detach() for p in whole[name]], tolerance=1e-8)
+
+
+def test_rewards_that_are_all_equal_give_a_gradient_of_exactly_zero():
+    flat = [type(r)(r.prompt, r.completion, r.behaviour, 0.0) for r in ROLLOUTS]
+    before = [p.detach().clone() for p in random_policy("student").adapters.parameters("student")]
+    moved, _ = one_step(RlOptions(), ("student",), rollouts=flat)
+    assert all(torch.equal(a, b) for a, b in zip(moved["student"], before, strict=True))
+
+
+def test_a_rollout_without_advantage_costs_no_pass_and_still_counts_in_the_mean():
+    idle = random_sequences(1, seed=9, with_rollout=True)[0]
+    idle = type(idle)(idle.prompt, idle.completion, idle.behaviour, 0.0)
+    rollouts = [*ROLLOUTS, idle]
+    moved, _ = one_step(RlOptions(), ("student",), rollouts=rollouts)
+    reference = Reference(random_policy("student"), ("student",))
+    g = reference.gradient(reference.j_rl(rollouts, ("student",)), "student")
+    assert_same(moved["student"], reference.moved("student", ALPHA, g))
+
+
+def test_kl_term_pulls_toward_the_bare_base():
+    policy = random_policy("student")
+    objectives = TokenObjectives(
+        policy,
+        make_method(RlOptions()),
+        rollouts=ROLLOUTS,
+        rl=RlSpec(kl_coef=0.3),
+        micro_batch=3,
+    )
+    found = objectives.gradient("student", rl=1.0)
+    reference = Reference(policy, ("student",))
+    total = sum(len(r.completion) for r in ROLLOUTS)
+    divergence = 0.0
+    for rollout in ROLLOUTS:
+        difference = reference.logprobs(rollout, ()).detach() - reference.logprobs(
+            rollout, ("student",)
+        )
+        divergence = divergence + (difference.exp() - difference - 1).sum()
+    objective = reference.j_rl(ROLLOUTS, ("student",)) - 0.3 * divergence / total
+    assert_same(found.theta.tensors, reference.gradient(objective, "student"))
+
+
+def test_a_fresh_adapter_changes_nothing():
+    policy = random_policy("student", "teacher", trained=False)
+    bare = random_model()
+    tokens = torch.tensor([[3, 4, 5, 6, 7]])
+    with torch.no_grad():
+        expected = bare(tokens).logits
+        with policy.using("student", "teacher"):
+            assert torch.equal(policy.model(tokens).logits, expected)
+        with policy.using("student", "teacher", merged=True):
+            assert torch.equal(policy.model(tokens).logits, expected)
+
+
+def test_merged_weights_are_the_adapters_and_leave_no_trace():
+    policy = random_policy("student", "teacher")
+    tokens = torch.tensor([[3, 4, 5, 6, 7]])
+    with torch.no_grad():
+        bare = policy.model(tokens).logits
+        with policy.using("student", "teacher"):
+            adapted = policy.model(tokens).logits
+        with policy.using("student", "teacher", merged=True):
+            merged = policy.model(tokens).logits
+        assert torch.equal(policy.model(tokens).logits, bare)
+    assert not torch.allclose(adapted, bare, atol=1e-3)
+    torch.testing.assert_close(merged, adapted, atol=1e-10, rtol=1e-10)
+
+
+def test_student_teacher_and_shadow_have_one_shape_and_the_rank_of_the_spec():
+    policy = random_policy(*NAMES, rank=3)
+    shapes = [[p.shape for p in policy.adapters.parameters(n)] for n in NAMES]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert {s[0] for s in shapes[0][::2]} == {3} == {s[1] for s in shapes[0][1::2]}
+    assert LoraSpec().rank == 8
