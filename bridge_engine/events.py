@@ -79,7 +79,7 @@ class Checkpoint(_Event):
     accuracy: float | None = None
     """Held-out accuracy at this step, where it was measured."""
     best: bool = False
-    """True if no earlier checkpoint had a higher accuracy."""
+    """True if no measurement so far was higher."""
 
 
 class Log(_Event):

@@ -50,7 +50,7 @@ class Progress:
             self.before = figures
             return
         self.after = figures
-        if self.best is None or figures[0] > self.best[0]:
+        if self.best is None or figures[0] >= self.best[0]:  # of equals the latest
             self.best, self.best_step = figures, self.step
 
     def result(self, spec: TrainSpec) -> dict[str, Any]:

@@ -262,7 +262,8 @@ class CheckpointSpec(SpecModel):
     """When to save, and how much to keep."""
 
     every: Annotated[int, Field(ge=1)] = 20
-    """Steps between checkpoints. The last step is always saved."""
+    """Steps between checkpoints. The last step is always saved, and so is every step whose
+    held-out accuracy is the best so far."""
     keep: Annotated[int, Field(ge=1)] = 3
     """Resumable states kept; exported adapters are all kept."""
 

@@ -137,7 +137,8 @@ class Trainer:
             progress.seconds += time.monotonic() - began
             self.events.emit(Metric(step=progress.step, metrics=metrics))
             stopping = self.stop_requested() and not last
-            if last or stopping or progress.step % self.spec.checkpoint.every == 0:
+            due = progress.step % self.spec.checkpoint.every == 0
+            if last or stopping or due or progress.best_step == progress.step:
                 self.events.emit(self.state.save(progress, metrics.get("accuracy")))
             if stopping:
                 self.events.emit(Stopped(step=progress.step))
