@@ -1,0 +1,257 @@
+"""The client without its sockets: what each request is, what its answer means, when to try again.
+
+`Client` and `AsyncClient` differ in nothing but how they wait; all they know is here. No function
+of this module does any I/O but reading a spec file.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from bridge_client import models
+from bridge_client.errors import APIStatusError, ConnectionError
+
+T = TypeVar("T")
+Record = TypeVar("Record", bound=models.Record)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+"""Seconds. Nothing but generating and streaming takes longer than a database query."""
+GENERATE_TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+"""A healthy event stream says something, if only a comment, several times a minute."""
+RETRIES = 2
+SETTLE = 0.2
+"""Seconds between looks at a job whose run has ended and whose status has yet to say so."""
+RETRY_STATUSES = frozenset({429, 503})
+"""Both mean that the request was not carried out, so repeating even a POST is safe."""
+
+
+def default_url() -> str:
+    """BRIDGE_URL, or where `bridge up` listens."""
+    return os.environ.get("BRIDGE_URL") or DEFAULT_URL
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request and how to read its answer."""
+
+    method: str
+    path: str
+    parse: Callable[[httpx.Response], T]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    json: Any = None
+    file: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: httpx.Timeout | None = None
+    """None: the client's own."""
+    repeatable: bool = True
+    """May it be sent again when nobody knows whether the first one arrived?"""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for httpx; a file to upload is opened anew for every try."""
+        known = {k: v for k, v in self.params.items() if v is not None}
+        arguments: dict[str, Any] = {"params": known, "headers": dict(self.headers)}
+        if self.json is not None:
+            arguments["json"] = self.json
+        if self.file is not None:
+            arguments["files"] = {"file": (self.file.name, self.file.open("rb"))}
+        if self.timeout is not None:
+            arguments["timeout"] = self.timeout
+        return arguments
+
+
+class Retry:
+    """Sends a call again after connection errors, 429 and 503, at most `retries` times."""
+
+    def __init__(self, call: Call[Any], base_url: str, retries: int = RETRIES) -> None:
+        self._call = call
+        self._base_url = base_url
+        self._left = retries
+        self._delay = 0.5
+
+    def after_response(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before the next try; None if this answer is the answer."""
+        if response.status_code not in RETRY_STATUSES or self._left == 0:
+            return None
+        return self._next(retry_after(response))
+
+    def after_error(self, error: httpx.TransportError) -> float:
+        """Seconds to wait before the next try; raises ConnectionError if there is none."""
+        never_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        if self._left == 0 or not (self._call.repeatable or never_arrived):
+            raise ConnectionError(self._base_url, describe(error)) from error
+        return self._next(None)
+
+    def _next(self, asked: float | None) -> float:
+        self._left -= 1
+        delay, self._delay = self._delay, self._delay * 2
+        return asked if asked is not None else jittered(delay)
+
+
+def jittered(delay: float) -> float:
+    """Between half of it and all of it, so that many clients do not come back together."""
+    return delay * random.uniform(0.5, 1.0)
+
+
+def retry_after(response: httpx.Response, longest: float = 60.0) -> float | None:
+    """The answer's Retry-After in seconds (a number or a date), None without one."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            then = parsedate_to_datetime(value)
+            now = parsedate_to_datetime(response.headers["date"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        seconds = (then - now).total_seconds()
+    return min(max(seconds, 0.0), longest)
+
+
+def describe(error: Exception) -> str:
+    """An httpx error in words; some of them have none of their own."""
+    return str(error) or type(error).__name__
+
+
+def check(response: httpx.Response) -> httpx.Response:
+    """Raises APIStatusError unless the answer is a success. The body must have been read."""
+    if response.is_success:
+        return response
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {"detail": response.text[:500] or response.reason_phrase}
+    if isinstance(problem.get("error"), dict):  # OpenAI's shape, under /v1
+        problem = {"detail": problem["error"].get("message"), **problem["error"]}
+    problem.setdefault("request_id", response.headers.get("x-request-id"))
+    raise APIStatusError(response.status_code, problem)
+
+
+# --------------------------------------------------------------------------- the calls
+
+
+def _segment(name: str) -> str:
+    """A name as one part of a path, whatever is in it."""
+    return quote(name, safe="@")
+
+
+def _one(model: type[Record]) -> Callable[[httpx.Response], Record]:
+    return lambda response: model.model_validate(response.json())
+
+
+def _page(model: type[Record]) -> Callable[[httpx.Response], models.Page[Record]]:
+    return lambda response: models.Page[model].model_validate(response.json())  # type: ignore[valid-type]
+
+
+def _data(model: type[Record]) -> Callable[[httpx.Response], list[Record]]:
+    return lambda response: [model.model_validate(row) for row in response.json()["data"]]
+
+
+def submit(spec: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
+    """Always with an Idempotency-Key, so that sending it twice makes one job."""
+    key = idempotency_key or str(uuid.uuid4())
+    return Call("POST", "/jobs", _one(models.Job), json=spec, headers={"Idempotency-Key": key})
+
+
+def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
+    return Call("POST", "/jobs", _one(models.DryRun), json=spec, params={"dry_run": "true"})
+
+
+def job(job_id: str) -> Call[models.Job]:
+    return Call("GET", f"/jobs/{_segment(job_id)}", _one(models.Job))
+
+
+def jobs(**query: Any) -> Call[models.Page[models.Job]]:
+    return Call("GET", "/jobs", _page(models.Job), params=query)
+
+
+def cancel(job_id: str) -> Call[models.Job]:
+    return Call("POST", f"/jobs/{_segment(job_id)}/cancel", _one(models.Job))
+
+
+def metrics(
+    job_id: str, keys: Sequence[str] | None, after_step: int | None, max_points: int | None
+) -> Call[models.Metrics]:
+    params = {
+        "keys": ",".join(keys) if keys else None,
+        "after_step": after_step,
+        "max_points": max_points,
+    }
+    return Call(
+        "GET",
+        f"/jobs/{_segment(job_id)}/metrics",
+        lambda r: models.Metrics.parse(r.json()),
+        params=params,
+    )
+
+
+def samples(job_id: str, step: int | None, limit: int | None) -> Call[list[models.Sample]]:
+    params = {"step": step, "limit": limit}
+    return Call("GET", f"/jobs/{_segment(job_id)}/samples", _data(models.Sample), params=params)
+
+
+def checkpoints(job_id: str) -> Call[list[models.Checkpoint]]:
+    return Call("GET", f"/jobs/{_segment(job_id)}/checkpoints", _data(models.Checkpoint))
+
+
+def logs(job_id: str, tail: int | None) -> Call[str]:
+    return Call("GET", f"/jobs/{_segment(job_id)}/logs", lambda r: r.text, params={"tail": tail})
+
+
+def events_path(job_id: str) -> str:
+    return f"/jobs/{_segment(job_id)}/events"
+
+
+def upload(path: Path) -> Call[models.Dataset]:
+    return Call("POST", "/datasets", _one(models.Dataset), file=path, repeatable=False)
+
+
+def datasets(**query: Any) -> Call[models.Page[models.Dataset]]:
+    return Call("GET", "/datasets", _page(models.Dataset), params=query)
+
+
+def adapters(**query: Any) -> Call[models.Page[models.Adapter]]:
+    return Call("GET", "/adapters", _page(models.Adapter), params=query)
+
+
+def adapter(name: str) -> Call[models.Adapter]:
+    return Call("GET", f"/adapters/{_segment(name)}", _one(models.Adapter))
+
+
+def generate(**body: Any) -> Call[models.Generation]:
+    known = {key: value for key, value in body.items() if value is not None}
+    return Call("POST", "/generate", _one(models.Generation), json=known, timeout=GENERATE_TIMEOUT)
+
+
+@contextmanager
+def progress_for(
+    job: models.Job, progress: bool | Callable[[models.Event], object]
+) -> Iterator[Callable[[models.Event], object]]:
+    """Where `wait` reports events to: a callable, a bar on standard error, or nowhere."""
+    if callable(progress):
+        yield progress
+    elif progress:
+        from bridge_client.watch import Watch
+
+        with Watch(job) as watch:
+            yield watch.see
+    else:
+        yield lambda event: None
+
+
+def health() -> Call[dict[str, Any]]:
+    return Call("GET", "/readyz", lambda r: dict(r.json()))

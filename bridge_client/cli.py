@@ -1,0 +1,220 @@
+"""The `bridge` command. It imports neither the service nor the engine's torch side: starting it
+takes a fraction of a second, and every process it needs is a child of its own."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from bridge_client import output
+from bridge_client._core import DEFAULT_URL
+from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
+from bridge_client.errors import APIStatusError, BridgeError, ConnectionError, SpecError
+from bridge_client.home import Home
+from bridge_client.output import Output
+from bridge_client.supervisor import CannotStartError
+
+
+class Commands(TyperGroup):
+    """Turns errors into one sentence on standard error and an exit status, in one place."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CannotStartError as error:
+            (output.complain if error.status else output.err().print)(str(error))
+            ctx.exit(error.status)
+        except SpecError as error:
+            output.complain(str(error))
+            ctx.exit(output.EXIT_USAGE)
+        except ConnectionError as error:
+            output.complain(str(error))
+            ctx.exit(output.EXIT_UNREACHABLE)
+        except APIStatusError as error:
+            output.complain(str(error))
+            for item in error.errors[:20] if len(error.errors) > 1 else []:
+                output.err().print(f"  {item.get('param', '')}  {item.get('message', '')}")
+            ctx.exit(output.EXIT_USAGE if error.status in (400, 422) else output.EXIT_FAILED)
+        except BridgeError as error:
+            output.complain(str(error))
+            ctx.exit(output.EXIT_FAILED)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Bridge: train reasoning models with SFT and RL joined, and use what was trained.",
+    epilog="Exit status: 0 success, 1 failure, 2 wrong usage or spec, 3 the job was cancelled, "
+    "4 no service answers, 130 stopped watching.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Upload datasets and list them.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+app.add_typer(data, name="data")
+
+HomeOption = Annotated[
+    Optional[Path],  # noqa: UP045 - Typer reads the annotation at run time
+    typer.Option(
+        "--home", envvar="BRIDGE_HOME", help="Folder of the embedded service; default ./.bridge."
+    ),
+]
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            envvar="BRIDGE_URL",
+            help="Where the service answers; default: the one `bridge up` started here.",
+        ),
+    ] = None,
+) -> None:
+    running = None if url else Home().running()
+    context.obj = url or (running.url if running else DEFAULT_URL)
+
+
+@app.command()
+def up(
+    port: Annotated[
+        int, typer.Option(envvar="BRIDGE_PORT", min=1, max=65535, help="Port of the API.")
+    ] = 8000,
+    home: HomeOption = None,
+    host: Annotated[
+        str, typer.Option(envvar="BRIDGE_HOST", help="Address the API listens on.")
+    ] = "127.0.0.1",
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when ready; `bridge down` stops it.")
+    ] = False,
+) -> None:
+    """Start an embedded service: API, worker and inference, with SQLite. Ctrl-C stops it."""
+    from bridge_client import supervisor
+
+    place = Home(home)
+    running = place.running()
+    if running:
+        print(f"Bridge already runs in {place.path} at {running.url}")
+        return
+    if detach:
+        state = supervisor.detach(place, port, host)
+        print(f"Bridge is ready at {state.url} (logs in {place.logs}; stop it with `bridge down`)")
+        return
+    print(f"Starting Bridge in {place.path} (logs in {place.logs}) …", flush=True)
+    status = supervisor.serve(place, port, host, lambda line: print(line, flush=True))
+    print("Bridge has stopped.")
+    raise typer.Exit(status)
+
+
+@app.command()
+def down(home: HomeOption = None) -> None:
+    """Stop the embedded service. A running job saves its state and goes on at the next start."""
+    from bridge_client import supervisor
+
+    place = Home(home)
+    state = supervisor.stop(place)
+    print(f"Bridge at {state.url} has stopped." if state else f"Nothing runs in {place.path}.")
+
+
+@app.command()
+def demo(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(envvar="BRIDGE_PORT", help="Port to prefer.")] = 8000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training run.")] = 0,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Optimisation steps; default: those of the demo's spec."),
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the service at the end.")] = False,
+) -> None:
+    """Train a tiny model with BRIDGE on arithmetic, watch it learn, ask it a question."""
+    from bridge_client.demo import run
+
+    raise typer.Exit(run(Home(home), port=port, seed=seed, steps=steps, stop_after=stop))
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="The problem, as in the training data.")],
+    adapter: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--adapter", "-a", help="JOB (its best), JOB@STEP, JOB@best or JOB@latest."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", "-m", help="A base model, to see what it says untrained."),
+    ] = None,
+    max_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Longest answer, in tokens."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")] = 0.0,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many answers.")] = 1,
+    seed: Annotated[Optional[int], typer.Option(help="Of the sampling.")] = None,  # noqa: UP045
+    raw: Annotated[bool, typer.Option("--raw", help="Without the training template.")] = False,
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """Let a trained adapter answer. Only the answer is printed."""
+    if (adapter is None) == (model is None):
+        raise typer.BadParameter("give one of --adapter and --model; see `bridge adapters`")
+    answer = connect(context).generate(
+        prompt,
+        adapter=adapter,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        n=n,
+        seed=seed,
+        raw=raw or None,
+    )
+    if output_as is Output.JSON:
+        output.print_json(answer)
+    else:
+        output.show_generation(answer)
+
+
+@app.command()
+def adapters(
+    context: typer.Context, limit: LimitOption = 20, output_as: OutputOption = Output.TEXT
+) -> None:
+    """List trained adapters."""
+    found = list(islice(connect(context).adapters(page_size=limit), limit))
+    if output_as is Output.JSON:
+        output.print_json(found)
+    else:
+        output.show_adapters(found)
+
+
+@data.command()
+def upload(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """Upload a dataset and print its id, which is its name in a spec."""
+    dataset = connect(context).upload(file)
+    if output_as is Output.JSON:
+        output.print_json(dataset)
+    else:
+        print(dataset.id)
+        output.err().print(f"{dataset.rows} rows, {dataset.with_solution} with a worked solution")
+
+
+@data.command("list")
+def list_data(context: typer.Context, output_as: OutputOption = Output.TEXT) -> None:
+    """List uploaded datasets."""
+    found = list(connect(context).datasets())
+    if output_as is Output.JSON:
+        output.print_json(found)
+    else:
+        rows = [[d.id, d.name or "", str(d.rows or 0), str(d.with_solution or 0)] for d in found]
+        output.table(["DATASET", "NAME", "ROWS", "WITH SOLUTION"], rows)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,192 @@
+"""`bridge jobs …`: submit, look at, follow and cancel jobs."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.markup import escape
+
+from bridge_client import output, specs
+from bridge_client.client import Client
+from bridge_client.models import Job
+from bridge_client.output import Output
+
+jobs = typer.Typer(help="Submit, look at, follow and cancel jobs.", no_args_is_help=True)
+
+OutputOption = Annotated[
+    Output, typer.Option("-o", "--output", help="`json` prints pure JSON on standard output.")
+]
+JobArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
+LimitOption = Annotated[
+    int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many.")
+]
+
+
+def connect(context: typer.Context) -> Client:
+    """A client of the service this command line is meant for; closed when the command ends."""
+    return context.with_resource(Client(context.find_root().obj))
+
+
+@jobs.command()
+def submit(
+    context: typer.Context,
+    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.", metavar="SPEC")],
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045 - Typer reads the annotation at run time
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set steps=50."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow the job to its end.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the full spec; queue nothing.")
+    ] = False,
+    idempotency_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Submitting again with the same key makes no second job."),
+    ] = None,
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """Submit a job. A spec that cannot be right is refused before anything is sent.
+
+    Exit status with --watch: 0 succeeded, 1 failed, 3 cancelled.
+    """
+    job_spec = specs.override(specs.read(spec), settings or [])
+    problems = specs.problems(job_spec)
+    if problems:
+        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        output.complain(f"{spec} has {many}; nothing was sent")
+        for problem in problems:
+            output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
+        raise typer.Exit(output.EXIT_USAGE)
+    client = connect(context)
+    if dry_run:
+        resolved = client.dry_run(job_spec)
+        if output_as is Output.JSON:
+            output.print_json(resolved)
+        else:
+            print(_yaml(resolved.spec), end="")
+            output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
+        return
+    job = client.submit(job_spec, idempotency_key=idempotency_key)
+    if watch:
+        follow(client, job, output_as)
+    elif output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        print(job.id)
+        output.err().print(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
+
+
+@jobs.command("list")
+def list_jobs(
+    context: typer.Context,
+    limit: LimitOption = 20,
+    status: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only jobs of this status, e.g. running."),
+    ] = None,
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """List jobs, newest first."""
+    jobs_there = connect(context).jobs(status=status, page_size=min(limit, 100))
+    found = list(islice(jobs_there, limit))
+    if output_as is Output.JSON:
+        output.print_json(found)
+    elif not found:
+        output.err().print("no jobs; submit one with `bridge jobs submit SPEC`")
+    else:
+        columns = ["JOB", "STATUS", "METHOD", "MODEL", "STEP", "LATEST", "CREATED", "NAME"]
+        output.table(columns, [output.job_row(job) for job in found])
+
+
+@jobs.command()
+def show(
+    context: typer.Context, job_id: JobArgument, output_as: OutputOption = Output.TEXT
+) -> None:
+    """Show one job: where it stands, how it ended, its adapter."""
+    job = connect(context).job(job_id)
+    if output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        output.show_job(job)
+
+
+@jobs.command()
+def watch(
+    context: typer.Context, job_id: JobArgument, output_as: OutputOption = Output.TEXT
+) -> None:
+    """Follow a job to its end. Ctrl-C stops watching, not the job.
+
+    Exit status: 0 succeeded, 1 failed, 3 cancelled.
+    """
+    client = connect(context)
+    follow(client, client.job(job_id), output_as)
+
+
+@jobs.command()
+def cancel(
+    context: typer.Context, job_id: JobArgument, output_as: OutputOption = Output.TEXT
+) -> None:
+    """Cancel a job. What it has trained and saved so far is kept."""
+    job = connect(context).cancel(job_id)
+    if output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        print(f"{job.id} {job.status}")
+
+
+@jobs.command()
+def logs(
+    context: typer.Context,
+    job_id: JobArgument,
+    tail: Annotated[int, typer.Option(min=1, help="At most this many lines, the last ones.")] = 200,
+) -> None:
+    """Print what the training process of a job wrote."""
+    print(connect(context).logs(job_id, tail=tail), end="")
+
+
+@jobs.command()
+def metrics(
+    context: typer.Context,
+    job_id: JobArgument,
+    keys: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--key", "-k", help="Only this metric; may be given several times."),
+    ] = None,
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """Show a job's metrics: a summary as text, every point as JSON."""
+    found = connect(context).metrics(job_id, keys=keys)
+    if output_as is Output.JSON:
+        output.print_json(found)
+    else:
+        output.show_metrics(found)
+
+
+def follow(client: Client, job: Job, output_as: Output) -> None:
+    """Watches a job to its end, says how it ended, and leaves with its exit status."""
+    try:
+        told = f"watching {job.id} ({job.status}); Ctrl-C stops the watching, not the job"
+        output.err().print(told)
+        job = client.wait(job.id, progress=True)
+    except KeyboardInterrupt:
+        output.err().print(
+            f"\nNo longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
+            f"{job.id}`, end it with `bridge jobs cancel {job.id}`."
+        )
+        raise typer.Exit(output.EXIT_DETACHED) from None
+    if output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        output.show_job(job)
+    raise typer.Exit(output.EXIT_OF_JOB.get(job.status, output.EXIT_FAILED))
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))

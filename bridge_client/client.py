@@ -1,0 +1,234 @@
+"""The client that waits: `Client().submit("job.yaml")`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+from httpx_sse import EventSource
+
+from bridge_client import _core, specs
+from bridge_client._core import Call, Retry, check
+from bridge_client._stream import BROKEN, Cursor
+from bridge_client.models import (
+    Adapter,
+    Checkpoint,
+    Dataset,
+    DryRun,
+    Event,
+    Generation,
+    Job,
+    Metrics,
+    Page,
+    Record,
+    Sample,
+)
+
+if TYPE_CHECKING:
+    from bridge_engine.spec import TrainSpec
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+
+class Client:
+    """Speaks to a Bridge service. Safe to use from several threads.
+
+    `base_url` defaults to BRIDGE_URL, else to where `bridge up` listens. Connection errors and the
+    statuses 429 and 503 are tried again `retries` times. Raises `BridgeError`: `APIStatusError`
+    when the service refuses, `ConnectionError` when none answers.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        timeout: float | httpx.Timeout = _core.DEFAULT_TIMEOUT,
+        retries: int = _core.RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = (base_url or _core.default_url()).rstrip("/")
+        self._retries = retries
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport)
+
+    def close(self) -> None:
+        """Closes the connections it keeps open."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, call: Call[T]) -> T:
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                response = self._http.request(call.method, call.path, **call.arguments())
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            else:
+                again = retry.after_response(response)
+                if again is None:
+                    return call.parse(check(response))
+                delay = again
+            time.sleep(delay)
+
+    def _all(self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]) -> Iterator[R]:
+        """Every item of a list, page after page."""
+        after: str | None = None
+        while True:
+            page = self._send(page_of(after=after, **query))
+            yield from page.data
+            after = page.next
+            if after is None:
+                return
+
+    # ------------------------------------------------------------------ jobs
+
+    def submit(
+        self, spec: dict[str, Any] | TrainSpec | str | Path, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Posts a job: a spec as a mapping, a `TrainSpec`, or the path of a YAML or JSON file.
+
+        Two calls with the same `idempotency_key` and spec make one job.
+        """
+        return self._send(_core.submit(specs.as_dict(spec), idempotency_key))
+
+    def dry_run(self, spec: dict[str, Any] | TrainSpec | str | Path) -> DryRun:
+        """What `submit` would post, every default filled in; nothing is queued."""
+        return self._send(_core.dry_run(specs.as_dict(spec)))
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return self._send(_core.job(job_id))
+
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        method: str | None = None,
+        name: str | None = None,
+        page_size: int = 50,
+    ) -> Iterator[Job]:
+        """All jobs, newest first; pages are fetched as they are needed."""
+        query = {"limit": page_size, "status": status, "method": method, "name": name}
+        return self._all(_core.jobs, query)
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for the job's end; a job that is over already stays as it is."""
+        return self._send(_core.cancel(job_id))
+
+    def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> Iterator[Event]:
+        """The job's events, those that have happened and those that come, until it is over.
+
+        Broken connections are mended without a gap or a repetition; after `patience` seconds
+        without a service it raises `ConnectionError`.
+        """
+        cursor = Cursor(job_id, after=after, base_url=self.base_url, patience=patience)
+        while True:
+            try:
+                with self._http.stream("GET", cursor.path, **cursor.arguments()) as response:
+                    if not response.is_success:
+                        response.read()
+                    check(response)
+                    cursor.opened()
+                    for message in EventSource(response).iter_sse():
+                        event = cursor.take(message.event, message.id, message.data)
+                        if event is not None:
+                            yield event
+                if cursor.ended:
+                    return
+                delay = cursor.closed()
+            except BROKEN as error:
+                delay = cursor.broke(error)
+            time.sleep(delay)
+
+    def wait(self, job_id: str, *, progress: bool | Callable[[Event], object] = False) -> Job:
+        """Follows the job until it is over and returns it as it ended, whatever the end.
+
+        `progress=True` shows a progress bar on standard error; a callable gets every event.
+        """
+        with _core.progress_for(self.job(job_id), progress) as report:
+            for event in self.events(job_id):
+                report(event)
+            job = self.job(job_id)
+            while not job.terminal:  # the run said its last word; the worker is writing it down
+                time.sleep(_core.SETTLE)
+                job = self.job(job_id)
+        return job
+
+    def metrics(
+        self,
+        job_id: str,
+        *,
+        keys: Sequence[str] | None = None,
+        after_step: int | None = None,
+        max_points: int | None = None,
+    ) -> Metrics:
+        """The job's metrics by name: `metrics(id)["reward"].last`."""
+        return self._send(_core.metrics(job_id, keys, after_step, max_points))
+
+    def samples(
+        self, job_id: str, *, step: int | None = None, limit: int | None = None
+    ) -> list[Sample]:
+        """Completions the policy wrote while it learned."""
+        return self._send(_core.samples(job_id, step, limit))
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The job's saved states and their adapters."""
+        return self._send(_core.checkpoints(job_id))
+
+    def logs(self, job_id: str, *, tail: int | None = None) -> str:
+        """What the training process printed; `tail` is a number of lines."""
+        return self._send(_core.logs(job_id, tail))
+
+    # ------------------------------------------------------------------ data and adapters
+
+    def upload(self, path: str | Path) -> Dataset:
+        """Uploads a dataset; its `id` is its name in a spec."""
+        return self._send(_core.upload(Path(path)))
+
+    def datasets(self, *, page_size: int = 100) -> Iterator[Dataset]:
+        """The uploaded datasets, newest first."""
+        return self._all(_core.datasets, {"limit": page_size})
+
+    def adapters(self, *, job_id: str | None = None, page_size: int = 100) -> Iterator[Adapter]:
+        """The trained adapters, newest first; of one job, if it is named."""
+        return self._all(_core.adapters, {"limit": page_size, "job_id": job_id})
+
+    def adapter(self, name: str) -> Adapter:
+        """One adapter: JOB@STEP, JOB@best, JOB@latest or JOB."""
+        return self._send(_core.adapter(name))
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        adapter: str | None = None,
+        model: str | None = None,
+        messages: list[dict[str, str]] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        n: int | None = None,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        raw: bool | None = None,
+    ) -> Generation:
+        """Lets a trained adapter (or a bare `model`) answer a prompt or a conversation.
+
+        The prompt is put as in the adapter's training unless `raw` is true.
+        """
+        body = {key: value for key, value in locals().items() if key != "self"}
+        return self._send(_core.generate(**body))

@@ -1,0 +1,129 @@
+"""HOME, the folder of an embedded service: who runs in it, and where it answers.
+
+`up.lock` is held by the supervisor for as long as it lives, so that two can never share a home;
+`pids.json` says what it started. A process is known by pid *and* start time: pids are used again,
+and nothing may ever be stopped that was not started here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LOG_NAMES = ("bridge", "service", "worker", "inference")
+
+
+def default_home() -> Path:
+    """BRIDGE_HOME, or `.bridge` in the working directory; absolute."""
+    return Path(os.environ.get("BRIDGE_HOME") or ".bridge").expanduser().resolve()
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, told apart from a later one with the same pid."""
+
+    pid: int
+    started: float
+    """Seconds since the epoch, by the kernel's account."""
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        return cls(pid, psutil.Process(pid).create_time())
+
+    def alive(self) -> bool:
+        """Does this very process still run? A zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+@dataclass(frozen=True)
+class State:
+    """What `pids.json` says."""
+
+    url: str
+    inference_url: str
+    supervisor: Process
+    children: dict[str, Process] = field(default_factory=dict)
+    ready: bool = False
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> State:
+        return cls(
+            url=body["url"],
+            inference_url=body["inference_url"],
+            supervisor=Process(**body["supervisor"]),
+            children={name: Process(**child) for name, child in body["children"].items()},
+            ready=body["ready"],
+        )
+
+
+class Home:
+    """One such folder."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = (path or default_home()).expanduser().resolve()
+        self.logs = self.path / "logs"
+        self.pids = self.path / "pids.json"
+
+    def create(self) -> None:
+        """Makes the folder, readable for its owner alone, and keeps it out of git."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(exist_ok=True)
+        ignore = self.path / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def state(self) -> State | None:
+        """What was last written about this home's processes, whether they still run or not."""
+        try:
+            return State.from_json(json.loads(self.pids.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def running(self) -> State | None:
+        """The service that runs in this home now, None if none does."""
+        state = self.state()
+        return state if state and state.supervisor.alive() else None
+
+    def write(self, state: State) -> None:
+        """Replaces `pids.json` in one step: a reader never sees half of it."""
+        temporary = self.pids.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(state), indent=2) + "\n")
+        os.replace(temporary, self.pids)
+
+    def forget(self) -> None:
+        self.pids.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Yields whether this process is now the home's only supervisor."""
+        self.create()
+        with (self.path / "up.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of one process's log."""
+        try:
+            return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""

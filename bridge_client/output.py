@@ -1,0 +1,164 @@
+"""What the commands print: tables and sentences for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bridge_client.models import Adapter, Generation, Job, Metrics
+from bridge_client.watch import bounds, figures, percent
+
+EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED, EXIT_UNREACHABLE, EXIT_DETACHED = 1, 2, 3, 4, 130
+EXIT_OF_JOB = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}
+
+STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow"}
+
+
+class Output(StrEnum):
+    """How to print."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def out() -> Console:
+    """Standard output, for results."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """Standard error, for progress and complaints."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Pure JSON on standard output, whatever the terminal."""
+    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Metrics):
+        return value.as_dict()
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def complain(message: str) -> None:
+    err().print(f"[red]bridge:[/] {escape(message)}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table; cells may hold rich markup."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    Console(highlight=False, width=None if out().is_terminal else 200).print(grid)
+
+
+def status_cell(status: str) -> str:
+    style = STYLES.get(status)
+    return f"[{style}]{status}[/]" if style else status
+
+
+def job_row(job: Job) -> list[str]:
+    latest = {key: value for key, value in job.latest.items() if value is not None}
+    return [
+        job.id,
+        status_cell(job.status),
+        job.method or "",
+        escape(job.model or ""),
+        f"{job.step}/{job.steps}",
+        figures({key: latest[key] for key in ("reward", "accuracy") if key in latest}),
+        when(job.created_at),
+        escape(job.name or ""),
+    ]
+
+
+def when(time: str | None) -> str:
+    """`2026-01-31 12:30:00` of an ISO 8601 text."""
+    return (time or "")[:19].replace("T", " ")
+
+
+def show_job(job: Job) -> None:
+    """One job in full, for a person."""
+    console = out()
+    title = f" {escape(job.name)}" if job.name else ""
+    console.print(f"[bold]{job.id}[/]{title}  {status_cell(job.status)}")
+    console.print(f"  {job.method} on {escape(job.model or '?')}, step {job.step} of {job.steps}")
+    for label, time in (
+        ("created", job.created_at),
+        ("started", job.started_at),
+        ("finished", job.finished_at),
+    ):
+        if time:
+            console.print(f"  {label} {when(time)}")
+    latest = {key: value for key, value in job.latest.items() if value is not None}
+    if latest:
+        console.print(f"  {figures(latest)}")
+    show_end(job, console)
+
+
+def show_end(job: Job, console: Console) -> None:
+    """How a job ended: its accuracy before and after, or its error; nothing while it runs."""
+    if job.error:
+        where = f" [{job.error['param']}]" if job.error.get("param") else ""
+        sentence = f"{job.error.get('message')}{where} ({job.error.get('code')})"
+        console.print(f"  [red]error:[/] {escape(sentence)}")
+    if job.result:
+        console.print(f"  held-out accuracy {escape(before_after(job.result))}")
+    if job.adapter:
+        console.print(f"  adapter {job.adapter}")
+
+
+def before_after(result: dict[str, Any]) -> str:
+    """`17.2 % (95 %: 13.0 to 22.4) → 68.8 % (95 %: 62.8 to 74.2)`."""
+    before, after = (
+        percent(result.get(f"accuracy_{end}")) + bounds(result.get(f"accuracy_{end}_ci"))
+        for end in ("before", "after")
+    )
+    return f"{before} → {after}"
+
+
+def show_adapters(adapters: Sequence[Adapter]) -> None:
+    columns = ["NAME", "STATUS", "BASE MODEL", "RANK", "ACCURACY", "CREATED"]
+    rows = [
+        [
+            a.name,
+            a.status or "",
+            escape(a.base_model or ""),
+            str(a.rank or ""),
+            "" if a.accuracy is None else percent(a.accuracy),
+            when(a.created_at),
+        ]
+        for a in adapters
+    ]
+    table(columns, rows)
+
+
+def show_metrics(metrics: Metrics) -> None:
+    """One row a metric: how it began, its range, how it stands."""
+    rows = []
+    for key, series in sorted(metrics.items()):
+        values = [value for value in series.values if value is not None]
+        if values:
+            shown = (values[0], min(values), max(values), values[-1])
+            rows.append([key, str(len(series)), *(f"{value:.4g}" for value in shown)])
+    table(["METRIC", "POINTS", "FIRST", "MIN", "MAX", "LAST"], rows)
+
+
+def show_generation(generation: Generation) -> None:
+    """The answers alone, so that they can be piped."""
+    for choice in generation.choices:
+        print(choice.text)

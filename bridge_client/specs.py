@@ -1,0 +1,120 @@
+"""Job specs on the client's side: read a file, apply `--set`, find what is wrong before sending."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from bridge_client.errors import SpecError
+
+if TYPE_CHECKING:
+    from bridge_engine.spec import TrainSpec
+    from bridge_engine.spec_errors import FieldError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `3e-4` is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+"),
+    list("-+0123456789."),
+)
+
+
+def as_dict(spec: dict[str, Any] | TrainSpec | str | Path) -> dict[str, Any]:
+    """A spec in whatever form, as the JSON object that is sent."""
+    if isinstance(spec, dict):
+        return spec
+    if isinstance(spec, str | Path):
+        return read(Path(spec))
+    return spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The spec in a YAML or JSON file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"cannot read the spec {path}: {reason}") from error
+    try:
+        spec = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is neither YAML nor JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise SpecError(f"{path} holds no spec: it must be a mapping such as `method: bridge`")
+    return spec
+
+
+def override(spec: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """A copy of the spec with each `dotted.key=value` applied; values are read as YAML."""
+    result: dict[str, Any] = _copy(spec)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise SpecError(f"--set {setting}: write it as key=value, e.g. --set steps=50")
+        try:
+            value = yaml.load(text, Loader=_Loader) if text.strip() else None
+        except yaml.YAMLError as error:
+            raise SpecError(f"--set {setting}: {text!r} is not a YAML value") from error
+        _put(result, path, value)
+    return result
+
+
+def problems(spec: dict[str, Any]) -> list[FieldError]:
+    """Everything wrong with the spec that can be known without the service's data and models."""
+    from pydantic import ValidationError
+
+    from bridge_engine.spec import TrainSpec
+    from bridge_engine.spec_errors import field_errors
+
+    try:
+        TrainSpec.model_validate(spec)
+    except ValidationError as error:
+        return field_errors(error)
+    return []
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _put(spec: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets one field. A short form on the way (`method: bridge`, `eval: gsm8k/test`) is written
+    out, so that its other fields can be set."""
+    *parents, last = path
+    node = spec
+    for depth, key in enumerate(parents):
+        child = node.get(key)
+        if isinstance(child, str):
+            child = _written_out(path[: depth + 1], child)
+        elif child is None:
+            child = {}
+        if not isinstance(child, dict):
+            at = ".".join(path[: depth + 1])
+            raise SpecError(f"--set {'.'.join(path)}: {at} is {child!r} and has no fields")
+        node[key] = child
+        node = child
+    node[last] = value
+
+
+def _written_out(path: list[str], short: str) -> Any:
+    if path == ["method"]:
+        return {"name": short}
+    if len(path) == 2 and path[0] == "data":
+        from pydantic import TypeAdapter
+
+        from bridge_engine.spec import Dataset
+
+        ref = TypeAdapter(Dataset).validate_python(short)
+        return ref.model_dump(exclude_unset=True)
+    return short

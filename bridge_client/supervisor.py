@@ -1,0 +1,336 @@
+"""`bridge up`: starts the API, the worker and inference as child processes and keeps them running.
+
+None of them is imported here: each is `python -m …` in a process group of its own, with its log in
+HOME/logs. A child that dies is started again after a pause that doubles. A child that dies again
+and again before the service was ever ready ends everything, with the end of its log: then
+something is wrong that waiting does not mend.
+
+`python -m bridge_client.supervisor` is what `bridge up --detach` leaves behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bridge_client import ports
+from bridge_client.home import Home, Process, State
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before a dead child is started again: doubled each time between these two."""
+STABLE = 60.0
+"""Seconds of life after which a child's earlier deaths are forgiven."""
+GIVE_UP_AFTER = 4
+"""Deaths of one child before the service was ever ready."""
+READY_WITHIN = 180.0
+"""Seconds; the first start on a slow disk reads a gigabyte of libraries."""
+POLITE = {"service": 15.0, "inference": 15.0}
+"""Seconds between SIGTERM and SIGKILL. A worker gets BRIDGE_GRACE_SECONDS and some more, for its
+engine has a step to finish and a state to save."""
+
+
+class CannotStartError(Exception):
+    """A sentence for the user; `status` is the command's exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Child:
+    """One supervised process."""
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    log: Path
+    popen: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
+    deaths: int = 0
+    born: float = 0.0
+    start_at: float = 0.0
+    """Monotonic seconds; not started before."""
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
+            )
+        self.born = time.monotonic()
+        self.process = Process.of(self.popen.pid)
+
+    def died(self) -> int | None:
+        """The exit status of a child that has ended since the last look."""
+        if self.popen is None:
+            return None
+        status = self.popen.poll()
+        if status is None:
+            return None
+        self.popen = self.process = None
+        if time.monotonic() - self.born > STABLE:
+            self.deaths = 0
+        pause = min(SHORTEST_PAUSE * 2**self.deaths, LONGEST_PAUSE)
+        self.deaths += 1
+        self.start_at = time.monotonic() + pause
+        return status
+
+
+@dataclass
+class Supervisor:
+    """The three processes of an embedded service in one home, on one port."""
+
+    home: Home
+    port: int
+    host: str = ports.LOOPBACK
+    say: Callable[[str], Any] = print
+    children: dict[str, Child] = field(default_factory=dict)
+    ready: bool = False
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.inference_port = ports.free_port(self.port + 1, but=frozenset({self.port}))
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"http://{host}:{self.port}"
+        self.inference_url = f"http://{ports.LOOPBACK}:{self.inference_port}"
+        environment = os.environ | {
+            "BRIDGE_HOME": str(self.home.path),
+            "BRIDGE_HOST": self.host,
+            "BRIDGE_PORT": str(self.port),
+            "BRIDGE_DISPATCH": "local",
+            "BRIDGE_INFERENCE_PORT": str(self.inference_port),
+            "BRIDGE_INFERENCE_URL": self.inference_url,
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment.setdefault("BRIDGE_UPLOADS_DIR", str(self.home.path / "datasets"))
+        self.children = {
+            name: Child(name, [sys.executable, "-m", name], environment, self.home.log(name))
+            for name in ("service", "worker", "inference")
+        }
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop_asked)
+        stop_leftovers(self.home)
+        try:
+            self._start(["service"])
+            self._until(f"{self.url}/healthz")  # it migrates the database; the others need that
+            self._start(["worker", "inference"])
+            self._until(f"{self.url}/readyz")
+            self._until(f"{self.inference_url}/health")
+            if not self.stopping:
+                self.ready = True
+                self._write()
+                self.say(f"Bridge is ready at {self.url}")
+            while not self.stopping:
+                self._tend()
+                time.sleep(0.2)
+            return 0
+        finally:
+            self._stop_all()
+            self.home.forget()
+
+    def _stop_asked(self, *_: Any) -> None:
+        self.stopping = True
+
+    def _start(self, names: Sequence[str]) -> None:
+        if self.stopping:
+            return
+        for name in names:
+            self.children[name].start()
+        self._write()
+
+    def _until(self, url: str) -> None:
+        """Tends the children until `url` answers 200."""
+        deadline = time.monotonic() + READY_WITHIN
+        last: object = "no answer"
+        while not self.stopping:
+            self._tend()
+            try:
+                answer = httpx.get(url, timeout=5)
+                if answer.is_success:
+                    return
+                last = f"HTTP {answer.status_code} {answer.text[:300]}"
+            except httpx.TransportError as error:
+                last = error
+            if time.monotonic() > deadline:
+                raise CannotStartError(
+                    f"{url} did not become healthy within {READY_WITHIN:g} s ({last}); "
+                    f"the logs are in {self.home.logs}"
+                )
+            time.sleep(0.2)
+
+    def _tend(self) -> None:
+        """Notices deaths, and starts again what has been dead for long enough."""
+        for child in self.children.values():
+            status = child.died()
+            if status is not None and not self.stopping:
+                self._mourn(child, status)
+            due = child.popen is None and child.deaths and time.monotonic() >= child.start_at
+            if due and not self.stopping:
+                child.start()
+                self._write()
+
+    def _mourn(self, child: Child, status: int) -> None:
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        if not self.ready and child.deaths >= GIVE_UP_AFTER:
+            raise CannotStartError(
+                f"{child.name} ended {child.deaths} times (last: {how}) before the service was "
+                f"ready. The end of {child.log}:\n{self.home.tail(child.name)}"
+            )
+        pause = child.start_at - time.monotonic()
+        self.say(f"{child.name} ended with {how}; starting it again in {pause:.1f} s ({child.log})")
+
+    def _write(self) -> None:
+        alive = {c.name: c.process for c in self.children.values() if c.process}
+        me = Process.of(os.getpid())
+        self.home.write(State(self.url, self.inference_url, me, alive, self.ready))
+
+    def _stop_all(self) -> None:
+        """SIGTERM to each child, SIGKILL to the groups of those that do not listen."""
+        running = {name: child.popen for name, child in self.children.items() if child.popen}
+        for popen in running.values():
+            popen.terminate()
+        begun = time.monotonic()
+        for name, popen in running.items():
+            patience = POLITE.get(name, grace_seconds() + 10.0)
+            try:
+                popen.wait(max(0.0, begun + patience - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.say(f"{name} did not stop within {patience:g} s of SIGTERM; killing it")
+                os.killpg(popen.pid, signal.SIGKILL)
+                popen.wait()
+
+
+def grace_seconds() -> float:
+    """BRIDGE_GRACE_SECONDS: what a worker gives its engine to leave."""
+    try:
+        return float(os.environ.get("BRIDGE_GRACE_SECONDS") or 30.0)
+    except ValueError:
+        return 30.0
+
+
+def stop_leftovers(home: Home) -> None:
+    """Stops children of a supervisor that was killed before it could stop them itself."""
+    state = home.state()
+    if state is None:
+        return
+    left = [process for process in state.children.values() if process.alive()]
+    for process in left:
+        os.kill(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds() + 10.0
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [process for process in left if process.alive()]
+    for process in left:
+        os.kill(process.pid, signal.SIGKILL)
+    home.forget()
+
+
+def check_port(port: int, host: str = ports.LOOPBACK) -> None:
+    """Raises unless a server can listen there."""
+    if not ports.is_free(port, host):
+        raise CannotStartError(
+            f"Port {port} is taken by {ports.holder(port)}: stop that, or choose another one with "
+            f"`bridge up --port {ports.free_port(port + 1)}`.",
+            status=2,
+        )
+
+
+def serve(
+    home: Home, port: int, host: str = ports.LOOPBACK, say: Callable[[str], Any] = print
+) -> int:
+    """Supervises a service in this home, in this process, until it is told to stop."""
+    with home.lock() as mine:
+        if not mine:
+            running = home.running()
+            where = f" at {running.url}" if running else ""
+            raise CannotStartError(f"Bridge already runs in {home.path}{where}.", status=0)
+        check_port(port, host)
+        return Supervisor(home, port, host, say).run()
+
+
+def detach(home: Home, port: int, host: str = ports.LOOPBACK) -> State:
+    """Starts `serve` as a process of its own and returns when the service is ready."""
+    home.create()
+    check_port(port, host)
+    with home.log("bridge").open("ab") as log:
+        begin = log.tell()
+        daemon = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "bridge_client.supervisor"),
+                *("--home", str(home.path), "--port", str(port), "--host", host),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 2 * READY_WITHIN + 10
+    while daemon.poll() is None and time.monotonic() < deadline:
+        state = home.running()
+        if state and state.ready:
+            return state
+        time.sleep(0.1)
+    state = home.running()
+    if state and state.ready and daemon.returncode == 0:  # another one was faster
+        return state
+    with home.log("bridge").open("rb") as log:
+        log.seek(begin)
+        said = log.read().decode(errors="replace").strip()
+    raise CannotStartError(said or f"Bridge did not start; see {home.logs}", daemon.returncode or 1)
+
+
+def stop(home: Home) -> State | None:
+    """Stops the service of this home; returns what ran, None if nothing did."""
+    state = home.running()
+    if state is None:
+        stop_leftovers(home)
+        return None
+    os.kill(state.supervisor.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds() + 30.0
+    while state.supervisor.alive():
+        if time.monotonic() > deadline:
+            raise CannotStartError(
+                f"the supervisor (pid {state.supervisor.pid}) did not stop; see {home.logs}"
+            )
+        time.sleep(0.1)
+    return state
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The detached supervisor."""
+    parser = argparse.ArgumentParser(prog="python -m bridge_client.supervisor")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default=ports.LOOPBACK)
+    options = parser.parse_args(arguments)
+
+    def say(line: str) -> None:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+
+    try:
+        return serve(Home(options.home), options.port, options.host, say)
+    except CannotStartError as error:
+        print(error, flush=True)
+        return error.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

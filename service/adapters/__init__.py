@@ -1,0 +1,1 @@
+"""Trained adapters and the names they answer to."""

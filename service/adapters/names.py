@@ -1,0 +1,32 @@
+"""From a name a person writes to the adapter it means, or to the names they may have meant."""
+
+from __future__ import annotations
+
+from bridge_engine.spec_errors import nearest_name
+from service.errors import ApiError
+from service.store import AdapterRow, NotFound, Store
+
+_SUGGESTED_FROM = 200
+"""So many of the newest adapters are looked at for a name that is like the given one."""
+
+
+def find_adapter(store: Store, name: str) -> AdapterRow:
+    """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest` or `JOB` means; `ApiError` 404 with the
+    nearest name where there is none."""
+    try:
+        if not name.isascii() or not name.isprintable():
+            raise NotFound("adapter", name)
+        return store.adapter(name)
+    except NotFound as error:
+        names = [row.name for row in store.adapters(limit=_SUGGESTED_FROM)[0]]
+        jobs = list(dict.fromkeys(known.partition("@")[0] for known in names))
+        near = nearest_name(name, [*jobs, *names])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ApiError(
+            404,
+            "unknown_adapter",
+            error.message + hint,
+            param="adapter",
+            given=name,
+            nearest=near,
+        ) from None

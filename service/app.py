@@ -1,0 +1,124 @@
+"""The REST API, put together. Imports no torch, and never will: what trains and what generates are
+processes of their own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from bridge_engine.spec import JobSpec
+from service import errors, health
+from service.adapters import routes as adapters
+from service.datasets import routes as datasets
+from service.datasets.upload import sweep
+from service.generate import routes as generate
+from service.generate.backend import InferenceBackend
+from service.generate.schemas import GenerateRequest
+from service.jobs import routes as jobs
+from service.settings import Settings, get_settings
+from service.store import Store
+
+DESCRIPTION = """\
+Teaches base models to reason: post a job, watch it learn, ask what it learned.
+
+A **job** trains one model by one method (`sft`, `rl` or `bridge`) and is queued until a worker is
+free. Its figures, samples and checkpoints can be read while it runs. Each checkpoint leaves an
+**adapter** under the immutable name `JOB@STEP`, which answers on **/generate**.
+
+Errors are RFC 9457 problems: `code` for programs, `detail` for people, `errors` with every field
+at fault, and the `request_id` to look for in the log.
+"""
+
+
+def create_app(
+    settings: Settings | None = None, *, inference_transport: httpx.BaseTransport | None = None
+) -> FastAPI:
+    """The application over the database the settings name, which must be migrated.
+
+    `inference_transport` stands in for the network between the service and the inference process.
+    """
+    settings = settings or get_settings()
+    # The catalog looks for uploads where the environment says: it knows no settings of the service.
+    os.environ["BRIDGE_UPLOADS_DIR"] = str(settings.datasets_dir)
+    store = Store.from_settings(settings)
+    inference = InferenceBackend(settings.inference_url, inference_transport)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sweep(settings.datasets_dir)
+        yield
+        app.state.stopping.set()
+        inference.close()
+        store.close()
+
+    app = FastAPI(
+        title="Bridge",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_tags=_TAGS,
+    )
+    app.state.settings, app.state.store, app.state.inference = settings, store, inference
+    app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
+    app.state.stopping = threading.Event()
+    health.install(app, store)
+    for feature in (jobs, datasets, adapters, generate):
+        app.include_router(feature.router)
+    errors.install(app)  # last, so that it is the outermost layer
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
+    return app
+
+
+_TAGS = [
+    {"name": "jobs", "description": "Submit, look at, follow, cancel."},
+    {"name": "datasets", "description": "Problems of your own."},
+    {"name": "adapters", "description": "What training leaves behind."},
+    {"name": "generate", "description": "Ask a model."},
+    {"name": "health", "description": "For whoever operates the service."},
+]
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description, with the bodies that the routes read themselves."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+    )
+    schemas = document["components"]["schemas"]
+    for model in (JobSpec, GenerateRequest):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            _only_problems(operation["responses"])
+    app.openapi_schema = document
+    return document
+
+
+def _only_problems(answers: dict[str, Any]) -> None:
+    """Errors have one media type, whatever FastAPI adds on its own account."""
+    for status, answer in answers.items():
+        if status.isdecimal() and int(status) >= 400 and "content" in answer:
+            schema = {"$ref": "#/components/schemas/Problem"}
+            answer["content"] = {errors.MEDIA_TYPE: {"schema": schema}}
+
+
+def _version() -> str:
+    try:
+        return version("bridge-train")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

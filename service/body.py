@@ -1,0 +1,138 @@
+"""Reads a request's JSON or YAML body as a pydantic model, and says exactly what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+import yaml
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from bridge_engine.spec_errors import field_errors
+from service.errors import ApiError, invalid_fields
+
+MAX_BYTES = 1_000_000
+"""No spec and no prompt is larger; datasets are uploaded, not posted."""
+MAX_YAML_BYTES = 200_000
+"""YAML is read at some 50 kB a second, and a request must not keep the service busy for longer."""
+
+_JSON = re.compile(r"application/(json|[\w.+-]+\+json)")
+_YAML = re.compile(r"(application|text)/(x-)?yaml")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: Request) -> tuple[bytes, str]:
+    """The body's bytes and media type; 413 as soon as it proves too large. A FastAPI dependency."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > MAX_BYTES:
+        raise _too_large()
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
+    return b"".join(chunks), media_type.strip().lower()
+
+
+def parse(body: tuple[bytes, str], model: type[Model], *, allow_yaml: bool = False) -> Model:
+    """The body as a `model`. Raises `ApiError`: 415 for another media type, 400 with the position
+    for broken text, 422 with every field that is wrong."""
+    content, media_type = body
+    if _JSON.fullmatch(media_type):
+        value = _from_json(content)
+    elif allow_yaml and _YAML.fullmatch(media_type):
+        value = _from_yaml(content)
+    else:
+        # Refusing form types also keeps foreign web pages from posting jobs to a local service.
+        accepted = "application/json or application/yaml" if allow_yaml else "application/json"
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"the body is {media_type}; send it as {accepted} "
+            f"(curl: -H 'Content-Type: {accepted.split()[-1]}' --data-binary @FILE)",
+            given=media_type,
+            allowed=accepted.split(" or "),
+        )
+    if not isinstance(value, dict):
+        what = "empty" if value is None else f"a {type(value).__name__}"
+        raise ApiError(422, "not_an_object", f"the body must be an object of fields; it is {what}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid_fields(field_errors(error, model)) from None
+
+
+def _from_json(content: bytes) -> Any:
+    if not content.strip():
+        return None
+    try:
+        return json.loads(_text(content), parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ApiError(
+            400, "broken_json", f"the body is not valid JSON: {error.msg} at {where}"
+        ) from None
+    except RecursionError:
+        raise ApiError(400, "broken_json", "the body is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ApiError(400, "broken_json", f"the body cannot be read: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ApiError(400, "broken_json", f"the body is not valid JSON: {name} is not a number there")
+
+
+def _from_yaml(content: bytes) -> Any:
+    if len(content) > MAX_YAML_BYTES:
+        raise _too_large(MAX_YAML_BYTES)
+    try:
+        return yaml.load(_text(content), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        detail = f"the body is not valid YAML: {error.problem or error.context}{where}"
+        raise ApiError(400, "broken_yaml", detail) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ApiError(400, "broken_yaml", f"the body is not valid YAML: {first}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `3e-4` is a number, and aliases (which can expand without bound) are
+    not accepted."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not accepted here", mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+"),
+    list("-+0123456789."),
+)
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ApiError(
+            400, "broken_encoding", f"the body is not UTF-8: byte {error.start} begins no character"
+        ) from None
+
+
+def _too_large(limit: int = MAX_BYTES) -> ApiError:
+    return ApiError(
+        413,
+        "body_too_large",
+        f"the body is larger than {limit} bytes; upload data with POST /datasets and name it",
+    )

@@ -1,0 +1,304 @@
+"""Every error of the API in one shape: RFC 9457 problem details, with words a program can act on.
+
+Raise `ApiError` (or let the store's own errors pass); the handlers here do the rest. Nothing of an
+unforeseen error's inside leaves the process: its traceback goes to the log under the request's id.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bridge_engine.spec_errors import FieldError
+from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "X-Request-Id"
+
+
+class Detail(BaseModel):
+    """One field that is wrong."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    param: str
+    """Dotted path of the field, e.g. `rollout.group_size`."""
+    code: str
+    """A stable word for the kind of mistake."""
+    message: str
+    given: Any = None
+    """What was given."""
+    allowed: list[str] | None = None
+    """What may be given instead."""
+    nearest: str | None = None
+    """The allowed name that is most like the given one."""
+
+
+class Problem(BaseModel):
+    """What went wrong, where, and what to do about it (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = Field(examples=["urn:bridge:problem:unknown_method"])
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["'bridg' is not a known method; did you mean 'bridge'?"])
+    """A sentence for a person."""
+    code: str = Field(examples=["unknown_method"])
+    """A stable snake_case word for a program."""
+    param: str | None = Field(default=None, examples=["method"])
+    """Dotted path of the field at fault."""
+    given: Any = Field(default=None, examples=["bridg"])
+    allowed: list[str] | None = Field(default=None, examples=[["bridge", "rl", "sft"]])
+    nearest: str | None = Field(default=None, examples=["bridge"])
+    errors: list[Detail] | None = None
+    """Every problem found; the fields above repeat the first one."""
+    request_id: str | None = None
+    """The answer's X-Request-Id: what the service's log calls the request."""
+
+
+class ApiError(Exception):
+    """A request that is refused. `status` is HTTP's; the rest becomes the problem's body."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        param: str | None = None,
+        given: Any = None,
+        allowed: Sequence[str] | None = None,
+        nearest: str | None = None,
+        errors: Sequence[Mapping[str, Any]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.extra = {
+            "param": param,
+            "given": given,
+            "allowed": list(allowed) if allowed is not None else None,
+            "nearest": nearest,
+            "errors": [dict(error) for error in errors] if errors else None,
+        }
+        self.headers = dict(headers or {})
+
+
+def invalid_fields(errors: Sequence[FieldError]) -> ApiError:
+    """422 with every field that is wrong; the first one speaks for all."""
+    first = errors[0]
+    more = len(errors) - 1
+    others = f" (and {more} more: see errors)" if more else ""
+    return ApiError(
+        422,
+        first.code,
+        first.message + others,
+        param=first.param,
+        given=first.given,
+        allowed=first.allowed,
+        nearest=first.nearest,
+        errors=[error.as_dict() for error in errors],
+    )
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's account of a route's errors; every route can answer 500 and 503."""
+    return {
+        status: {
+            "model": Problem,
+            "description": _MEANING.get(status, HTTPStatus(status).phrase),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in (*statuses, 500, 503)
+    }
+
+
+_MEANING = {
+    400: "The body cannot be read: broken JSON or YAML.",
+    404: "There is no such thing.",
+    409: "The request contradicts what is stored.",
+    413: "The body is too large.",
+    415: "The body is of a type that is not accepted here.",
+    422: "The request is understood and cannot be carried out; every field at fault is named.",
+    429: "Too many requests at once; Retry-After says when to come back.",
+    500: "An unforeseen error; the service's log has it under the request id.",
+    503: "The database or the inference process cannot be reached now.",
+    507: "The disk is full.",
+}
+
+
+# --------------------------------------------------------------------------- handlers
+
+
+def install(app: FastAPI) -> None:
+    """Puts the handlers and the request id in place."""
+    app.add_middleware(RequestIdMiddleware)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(StoreError, _store_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _hung_up)
+
+
+def _respond(request: Request, error: ApiError) -> JSONResponse:
+    body = problem(error, _request_id(request.scope))
+    return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
+
+
+def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:
+    """The problem's body, without the members that say nothing."""
+    body = {
+        "type": f"urn:bridge:problem:{error.code}",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        **error.extra,
+        "request_id": request_id,
+    }
+    return {key: _plain(value) for key, value in body.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can say it: given numbers may be infinite, given texts half a character."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _respond(request, error)
+
+
+async def _store_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StoreError)
+    if isinstance(error, NotFound):
+        refusal = ApiError(404, f"unknown_{error.kind}", error.message, given=error.id)
+    elif isinstance(error, Conflict):
+        refusal = ApiError(409, error.code, error.message)
+    elif isinstance(error, StoreUnavailable):
+        log.error("request %s: %s", _request_id(request.scope), error.message)
+        headers = {"Retry-After": "2"}
+        refusal = ApiError(503, f"database_{error.reason}", error.message, headers=headers)
+    else:
+        return _respond(request, _unforeseen(request, error))
+    return _respond(request, refusal)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """Query parameters, headers and the like; bodies are read by `service.body`."""
+    assert isinstance(error, RequestValidationError)
+    return _respond(request, invalid_fields(list(_parameter_errors(error.errors()))))
+
+
+def _parameter_errors(items: Iterable[Mapping[str, Any]]) -> Iterable[FieldError]:
+    for item in items:
+        param = ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+        given = item.get("input")
+        plain = given if isinstance(given, str | int | float | bool) else None
+        shown = f" (given: {plain!r})" if plain is not None else ""
+        expected = str((item.get("ctx") or {}).get("expected", ""))
+        allowed = re.findall(r"'([^']*)'", expected) if item["type"] == "literal_error" else None
+        message = f"{param}: {item['msg']}{shown}"
+        yield FieldError(param, str(item["type"]), message, given=plain, allowed=allowed)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        refusal = ApiError(404, "unknown_path", f"there is nothing at {path}; see /docs")
+    elif error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        detail = f"{path} does not take {request.method}" + (f"; it takes {allow}" if allow else "")
+        refusal = ApiError(405, "method_not_allowed", detail, headers=error.headers)
+    else:
+        refusal = ApiError(
+            error.status_code, f"http_{error.status_code}", str(error.detail), headers=error.headers
+        )
+    return _respond(request, refusal)
+
+
+async def _hung_up(request: Request, error: Exception) -> JSONResponse:
+    """The client left in the middle of its body; nobody will read this."""
+    return _respond(request, ApiError(400, "incomplete_body", "the body ended early"))
+
+
+def _unforeseen(request: Request, error: Exception) -> ApiError:
+    request_id = _request_id(request.scope)
+    log.error("request %s failed unforeseen", request_id, exc_info=error)
+    return ApiError(
+        500, "internal", f"an unforeseen error; the service's log has it as request {request_id}"
+    )
+
+
+# --------------------------------------------------------------------------- request ids
+
+
+class RequestIdMiddleware:
+    """Gives each request an id (the caller's own, where it is fit to be logged), writes it on each
+    answer, and turns an unforeseen error into a problem that carries it.
+
+    The outermost layer, in plain ASGI: it does not buffer streams.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _FIT.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if started:  # too late to say anything else
+                raise
+            request = Request(scope)
+            await _respond(request, _unforeseen(request, error))(scope, receive, send_with_id)
+
+
+_FIT = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+"""No spaces, no control characters: a foreign id must not be able to forge a line of the log."""
+
+
+def _request_id(scope: Scope) -> str | None:
+    found = scope.get("state", {}).get("request_id")
+    return str(found) if found else None

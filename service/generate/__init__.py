@@ -1,0 +1,1 @@
+"""Text from base models and trained adapters."""

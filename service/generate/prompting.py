@@ -1,0 +1,34 @@
+"""A problem as the prompt an adapter was trained on.
+
+The same rules as `bridge_engine.template`, which works on tokens and therefore needs a tokenizer;
+here the inference process has it, so a plain template is sent as text and a chat one as messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def adapter_template(folder: Path, spec_template: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The template in force, from the adapter's `bridge.json`; the spec's where there is none."""
+    try:
+        card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
+        template = card.get("template")
+    except (OSError, ValueError, AttributeError):
+        template = None
+    return template if isinstance(template, dict) else spec_template
+
+
+def templated(problem: str, template: Mapping[str, Any]) -> dict[str, Any]:
+    """{"prompt": …} or {"messages": […]}: what is sent to the backend."""
+    system = template.get("system")
+    text = problem + (template.get("suffix") or "")
+    if template.get("kind") == "chat":
+        messages = [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return {"messages": messages}
+    return {"prompt": (system or "") + text}

@@ -1,0 +1,120 @@
+"""Bodies of POST /generate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateRequest(BaseModel):
+    """What to continue, by which model, how."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    adapter: str | None = None
+    """A trained adapter: JOB@STEP, JOB@best, JOB@latest or JOB (the best, else the newest)."""
+    model: str | None = None
+    """A base model; alone, it answers without any adapter."""
+    prompt: str | None = None
+    """The problem. It is put into the template the adapter was trained with, unless `raw`."""
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    """A conversation instead of a prompt, for models with a chat template."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest completion; default: 256, or what the model's context leaves."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    n: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of completions."""
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    """Texts that end a completion; they are not part of it."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    """The same seed gives the same completions."""
+    raw: bool = False
+    """Continue the prompt exactly as it is, without the template."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> GenerateRequest:
+        if self.adapter is None and self.model is None:
+            raise _impossible("adapter", "name an adapter, or a base model")
+        if self.prompt is None and self.messages is None:
+            raise _impossible("prompt", "give a prompt, or messages")
+        if self.prompt is not None and self.messages is not None:
+            raise _impossible("messages", "give a prompt or messages, not both")
+        if self.raw and self.messages is not None:
+            raise _impossible("raw", "raw is about prompts; messages always need a template")
+        return self
+
+
+def _impossible(param: str, message: str) -> PydanticCustomError:
+    context = {"message": message, "param": param}
+    return PydanticCustomError("impossible_combination", "{message}", context)
+
+
+class Choice(BaseModel):
+    """One completion."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    """`stop`: it ended by itself or at a stop text; `length`: it was cut at max_tokens."""
+
+
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Generation(BaseModel):
+    """What a model wrote."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["generation"] = "generation"
+    adapter: str | None
+    """The adapter's immutable name, whatever name was asked for; null for a bare base model."""
+    model: str
+    """The base model."""
+    choices: list[Choice]
+    usage: Usage
+
+
+EXAMPLES = {
+    "adapter": {
+        "summary": "The best adapter of a job",
+        "value": {"adapter": "job_01k0example@best", "prompt": "12+3-5?"},
+    },
+    "sampling": {
+        "summary": "Four samples, the same each time",
+        "value": {
+            "adapter": "job_01k0example",
+            "prompt": "12+3-5?",
+            "temperature": 1.0,
+            "n": 4,
+            "seed": 7,
+            "max_tokens": 64,
+        },
+    },
+    "base": {
+        "summary": "The bare base model",
+        "value": {"model": "bridge-tiny", "prompt": "12+3-5?"},
+    },
+}

@@ -1,0 +1,264 @@
+"""The routes under /jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from service.body import read_body
+from service.context import LARGEST_INT, TEXT, SettingsDep, StoreDep
+from service.errors import ApiError, responses
+from service.jobs import events, submit
+from service.jobs.logs import tail as last_lines
+from service.jobs.schemas import (
+    Attempt,
+    AttemptList,
+    Checkpoint,
+    CheckpointList,
+    DryRun,
+    Job,
+    JobList,
+    Metrics,
+    Sample,
+    SampleList,
+)
+from service.store import NotFound
+from service.store.models import JobRow
+from service.store.status import Status
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(description="The job's id, `job_…`.")]
+Step = Annotated[int | None, Query(ge=0, le=LARGEST_INT, description="Of this step alone.")]
+Body = Annotated[tuple[bytes, str], Depends(read_body)]
+
+
+def _id(job_id: JobId) -> str:
+    """The id as the database can be asked for it: Postgres takes no NUL, for one."""
+    if not job_id.isascii() or not job_id.isprintable():
+        raise NotFound("job", job_id)
+    return job_id
+
+
+Id = Annotated[str, Depends(_id)]
+
+
+def _existing(job_id: Id, store: StoreDep) -> JobRow:
+    return store.get_job(job_id)
+
+
+def _resume_point(
+    after: Annotated[
+        int, Query(ge=0, le=LARGEST_INT, description="Only events with a greater seq.")
+    ] = 0,
+    last_event_id: Annotated[
+        str | None, Header(description="As EventSource sends it; goes before `after`.")
+    ] = None,
+) -> int:
+    if last_event_id is None or not last_event_id.strip():
+        return after
+    if not re.fullmatch(r"[0-9]{1,18}", last_event_id.strip()):
+        raise ApiError(
+            422,
+            "invalid_last_event_id",
+            f"Last-Event-ID is the id of an event of this stream, a whole number; it is "
+            f"{last_event_id!r}",
+            param="Last-Event-ID",
+            given=last_event_id,
+        )
+    return int(last_event_id)
+
+
+ExistingJob = Annotated[JobRow, Depends(_existing)]
+ResumePoint = Annotated[int, Depends(_resume_point)]
+
+
+def _spec_body() -> dict[str, object]:
+    schema = {"$ref": "#/components/schemas/TrainSpec"}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": schema, "examples": submit.EXAMPLES},
+                "application/yaml": {"schema": schema},
+            },
+        }
+    }
+
+
+@router.post(
+    "",
+    operation_id="create_job",
+    summary="Submit a job",
+    status_code=201,
+    response_model=Job | DryRun,
+    responses={
+        200: {"model": DryRun, "description": "dry_run: what the spec would become."},
+        **responses(400, 409, 413, 415, 422),
+    },
+    openapi_extra=_spec_body(),
+)
+def create_job(
+    body: Body,
+    store: StoreDep,
+    response: Response,
+    dry_run: Annotated[
+        bool, Query(description="Answer the resolved spec and estimates; queue nothing.")
+    ] = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="Sent again with the same spec, it answers the job it made the first time.",
+        ),
+    ] = None,
+) -> Job | DryRun:
+    """Validates the spec, fills every default and queues the job.
+
+    The body is JSON or YAML. A spec that cannot run is refused with every field at fault.
+    """
+    spec = submit.resolved(body)
+    if dry_run:
+        response.status_code = 200
+        dumped = spec.model_dump(mode="json", by_alias=True)
+        return DryRun(spec=dumped, estimates=submit.estimated(spec))
+    row, created = store.create_job(spec, total_steps=spec.steps, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/jobs/{row.id}"
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    return Job.of(row)
+
+
+@router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(422))
+def list_jobs(
+    store: StoreDep,
+    after: Annotated[
+        str | None,
+        Query(pattern=TEXT, description="Go on after this job: the `next` of the page before."),
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    status: Status | None = None,
+    method: Annotated[str | None, Query(pattern=TEXT)] = None,
+    name: Annotated[str | None, Query(pattern=TEXT)] = None,
+) -> JobList:
+    """Jobs, newest first. New jobs do not move the pages of a listing that has begun."""
+    rows, more = store.list_jobs(after, limit, status, method, name)
+    following = rows[-1].id if more else None
+    return JobList(data=[Job.of(row) for row in rows], has_more=more, next=following)
+
+
+@router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404))
+def get_job(job: ExistingJob) -> Job:
+    """The job as it is now."""
+    return Job.of(job)
+
+
+@router.post(
+    "/{job_id}/cancel", operation_id="cancel_job", summary="Cancel", responses=responses(404)
+)
+def cancel_job(job_id: Id, store: StoreDep) -> Job:
+    """Asks for the job's end. A queued job is cancelled at once; a running one finishes its step,
+    saves and leaves; one that has ended stays as it is. Asking twice is the same as once."""
+    return Job.of(store.request_cancel(job_id))
+
+
+@router.get(
+    "/{job_id}/metrics", operation_id="get_metrics", summary="Metrics", responses=responses(404)
+)
+def get_metrics(
+    job: ExistingJob,
+    store: StoreDep,
+    keys: Annotated[
+        list[str] | None,
+        Query(description="Names of metrics, repeated or separated by commas; default: all."),
+    ] = None,
+    after_step: Annotated[
+        int | None, Query(ge=-1, le=LARGEST_INT, description="Only later steps.")
+    ] = None,
+    max_points: Annotated[
+        int | None,
+        Query(ge=4, le=100_000, description="Thin each series, keeping its lows and highs."),
+    ] = None,
+) -> Metrics:
+    """Series of [step, value], one a metric."""
+    names = [name for part in keys or [] for name in part.split(",") if name]
+    series = store.metrics(job.id, keys=names or None, after_step=after_step, max_points=max_points)
+    return Metrics(job_id=job.id, metrics=series)
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="follow_events",
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    responses=responses(404, 422),
+)
+async def follow_events(
+    request: Request,
+    job: ExistingJob,
+    store: StoreDep,
+    after: ResumePoint,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `id` is the event's seq, `event` its type, `data` the event as JSON.
+
+    What has happened comes first, then what happens. After the job's last event comes `end` with
+    the job's status, and the stream is closed. Each event comes exactly once.
+    """
+    async for message in events.follow(store, job.id, after, request.app.state.stopping):
+        yield message
+
+
+@router.get(
+    "/{job_id}/samples", operation_id="list_samples", summary="Samples", responses=responses(404)
+)
+def list_samples(
+    job: ExistingJob,
+    store: StoreDep,
+    step: Step = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> SampleList:
+    """Completions the policy wrote, the newest first."""
+    rows = store.samples(job.id, step=step, limit=limit)
+    return SampleList(data=[Sample.of(row) for row in rows])
+
+
+@router.get(
+    "/{job_id}/checkpoints",
+    operation_id="list_checkpoints",
+    summary="Checkpoints",
+    responses=responses(404),
+)
+def list_checkpoints(job: ExistingJob, store: StoreDep) -> CheckpointList:
+    """Saved states, steps rising, each with the name of its adapter."""
+    return CheckpointList(data=[Checkpoint.of(row) for row in store.checkpoints(job.id)])
+
+
+@router.get(
+    "/{job_id}/attempts", operation_id="list_attempts", summary="Attempts", responses=responses(404)
+)
+def list_attempts(job_id: Id, store: StoreDep) -> AttemptList:
+    """Every worker's try at the job, in order."""
+    return AttemptList(data=[Attempt.of(row) for row in store.attempts(job_id)])
+
+
+@router.get(
+    "/{job_id}/logs",
+    operation_id="get_logs",
+    summary="Logs",
+    response_class=PlainTextResponse,
+    responses=responses(404),
+)
+def get_logs(
+    job: ExistingJob,
+    settings: SettingsDep,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="So many lines.")] = 200,
+) -> PlainTextResponse:
+    """The last lines the engine printed; empty before it has begun."""
+    text = last_lines(settings.run_dir(job.id) / "engine.log", tail)
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})

@@ -1,0 +1,147 @@
+"""Everything that can be configured, in one place: environment variables named `BRIDGE_…`.
+
+The embedded form needs none of them. The deployed form sets the database, the queue and the
+dispatcher. The engine knows no settings of the service; what it needs it is told by the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The service's and the worker's settings; read once per process by `get_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BRIDGE_", use_attribute_docstrings=True, frozen=True, extra="ignore"
+    )
+
+    home: Path = Path(".bridge")
+    """Folder of everything Bridge writes: the database, run directories, datasets, logs. Workers
+    on several machines must see the same one."""
+    database_url: str = ""
+    """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; default: HOME/bridge.db."""
+    uploads_dir: Path | None = None
+    """Where uploaded datasets lie; default: HOME/datasets."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port the API listens on."""
+    inference_url: str = "http://127.0.0.1:8001"
+    """Where the inference process answers."""
+    inference_port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    """Port the local inference process listens on."""
+
+    dispatch: Literal["local", "celery"] = "local"
+    """How queued jobs reach a worker: a worker polls the database, or a relay sends messages."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Celery's broker, in the deployed form."""
+
+    lease_seconds: Seconds = 30.0
+    """A job whose worker has not renewed its lease for this long is given to another one."""
+    heartbeat_seconds: Seconds = 5.0
+    """Time between renewals."""
+    grace_seconds: Seconds = 30.0
+    """Time an engine has to save and leave after SIGTERM; then it is killed."""
+    reconcile_seconds: Seconds = 5.0
+    """Time between looks for jobs whose lease ran out."""
+    poll_seconds: Seconds = 0.3
+    """Time between looks for new events of a run and for queued jobs."""
+    resend_seconds: Seconds = 30.0
+    """A message that was sent this long ago, when the broker's queue is empty and the job still
+    waits, counts as lost and is sent again."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """A job that broke down this often in a row without a new checkpoint is given up."""
+    worker_slots: Annotated[int, Field(ge=1)] = 1
+    """Jobs a local worker runs at the same time."""
+    engine_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "bridge_engine"]
+    """How a worker starts the engine: words as in a shell, or a JSON list."""
+
+    @field_validator("engine_command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite:///", "postgres://", "postgresql")):
+            scheme = value.partition("://")[0]  # the rest may hold a password
+            raise ValueError(
+                f"{scheme!r} is not a database Bridge can use: give sqlite:///PATH or "
+                "postgresql://USER:PASSWORD@HOST/NAME"
+            )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_default(cls, values: Any) -> Any:
+        """`BRIDGE_HOME=` in a compose file means "not set", not the root of nowhere."""
+        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeat(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                f"BRIDGE_LEASE_SECONDS ({self.lease_seconds:g}) must be at least twice "
+                f"BRIDGE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}): one late heartbeat must "
+                "not cost a worker its job"
+            )
+        return self
+
+    def model_post_init(self, _: Any) -> None:
+        """Makes paths absolute, so that a child with another working directory means the same."""
+        home = self.home.expanduser().resolve()
+        uploads = (self.uploads_dir or home / "datasets").expanduser().resolve()
+        url = self.database_url or f"sqlite:///{home / 'bridge.db'}"
+        # `frozen` guards against callers, not against the model completing itself.
+        self.__dict__.update(home=home, uploads_dir=uploads, database_url=url)
+
+    @property
+    def runs_dir(self) -> Path:
+        """One folder a job."""
+        return self.home / "runs"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Uploaded datasets; `ds_xxx` is the file `ds_xxx.jsonl` here."""
+        assert self.uploads_dir is not None  # completed in model_post_init
+        return self.uploads_dir
+
+    @property
+    def logs_dir(self) -> Path:
+        """What the embedded form's processes print."""
+        return self.home / "logs"
+
+    def run_dir(self, job_id: str) -> Path:
+        """The run directory of a job; events' and adapters' paths are relative to it."""
+        return self.runs_dir / job_id
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the environment, a line a variable. Shows no value: one may be secret."""
+    lines = []
+    for item in error.errors(include_url=False):
+        name = "BRIDGE_" + str(item["loc"][0]).upper() if item["loc"] else "settings"
+        lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings. Tests call `get_settings.cache_clear()` after changing the
+    environment."""
+    return Settings()

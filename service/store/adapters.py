@@ -1,0 +1,99 @@
+"""Trained adapters under their names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.store.database import Database, clean
+from service.store.errors import NotFound
+from service.store.models import AdapterRow, JobRow
+
+AdapterStatus = Literal["registered", "ready", "failed"]
+
+
+class Adapters(Database):
+    """The part of the store that generation works with."""
+
+    def adapters(
+        self, job_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> tuple[list[AdapterRow], bool]:
+        """Adapters, those of newer jobs and of later steps first, and whether there are more.
+
+        `after` is the name of the last one of the page before; raises NotFound if there is none.
+        """
+        query = select(AdapterRow)
+        if job_id is not None:
+            query = query.where(AdapterRow.job_id == job_id)
+        query = query.order_by(AdapterRow.job_id.desc(), AdapterRow.step.desc()).limit(limit + 1)
+        with self.read() as session:
+            if after is not None:
+                last = _named(session, after)
+                query = query.where(
+                    (AdapterRow.job_id < last.job_id)
+                    | ((AdapterRow.job_id == last.job_id) & (AdapterRow.step < last.step))
+                )
+            rows = session.scalars(query).all()
+        return list(rows[:limit]), len(rows) > limit
+
+    def adapter(self, name: str) -> AdapterRow:
+        """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest` or `JOB` means.
+
+        `JOB` is the best one where accuracy was measured, else the newest. Raises NotFound with a
+        sentence that says what is missing: the job, any adapter of it, or this one.
+        """
+        with self.read() as session:
+            return _named(session, name)
+
+    def mark_adapter(
+        self, name: str, status: AdapterStatus, error: str | None = None
+    ) -> AdapterRow:
+        """Notes that the adapter has answered, or why it cannot; raises NotFound."""
+        with self.write() as session:
+            adapter = _named(session, name)
+            adapter.status, adapter.error = status, clean(error)
+            return adapter
+
+
+def _named(session: Session, name: str) -> AdapterRow:
+    job_id, _, which = name.partition("@")
+    job = session.get(JobRow, job_id)
+    if job is None:
+        raise NotFound("adapter", name, f"there is no adapter {name!r}: no job {job_id!r}")
+    step = _step(job, which, name)
+    if step is None:
+        raise NotFound(
+            "adapter", name, f"job {job_id} ({job.status}) has no adapter yet: none was saved"
+        )
+    adapter = session.get(AdapterRow, f"{job_id}@{step}")
+    if adapter is None:
+        steps = session.scalars(
+            select(AdapterRow.step).where(AdapterRow.job_id == job_id).order_by(AdapterRow.step)
+        ).all()
+        known = ", ".join(map(str, steps)) or "none"
+        raise NotFound("adapter", name, f"there is no adapter {name!r}; steps saved: {known}")
+    return adapter
+
+
+def _step(job: JobRow, which: str, name: str) -> int | None:
+    """The step that the part after the @ means; None if the job has no adapter at all."""
+    if job.checkpoint_step is None:
+        return None
+    if which == "latest":
+        return job.checkpoint_step
+    if which == "best" and job.best_step is None:
+        raise NotFound(
+            "adapter",
+            name,
+            f"job {job.id} has no best adapter: no accuracy was measured; "
+            f"{job.id}@latest is step {job.checkpoint_step}",
+        )
+    if which in ("", "best"):
+        return job.best_step if job.best_step is not None else job.checkpoint_step
+    if which.isascii() and which.isdigit() and str(int(which)) == which:
+        return int(which)
+    raise NotFound(
+        "adapter", name, f"there is no adapter {name!r}: after the @ stands a step, best or latest"
+    )

@@ -1,0 +1,221 @@
+"""Connections and transactions: where SQLite and Postgres are made to behave alike.
+
+Every public method of the store is one transaction. On SQLite a writer takes the write lock at its
+start (`BEGIN IMMEDIATE`), so that it waits its turn instead of failing half-way; on Postgres rows
+are locked as they are touched, the job's own row always first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Double,
+    Engine,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+
+from service.store.errors import StoreUnavailable
+from service.store.models import Row
+
+BUSY_SECONDS = 10
+"""How long a SQLite writer waits for its turn, and a Postgres one for a lock."""
+
+
+def database_url(url: str) -> str:
+    """The URL with the driver that Bridge uses: `postgres://…` is what people have."""
+    parsed = make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed.render_as_string(hide_password=False)
+
+
+def create_database(url: str, **options: Any) -> Engine:
+    """An engine whose connections behave alike on both databases."""
+    parsed = make_url(database_url(url))
+    options = {"pool_size": 10, "max_overflow": 20, "pool_timeout": BUSY_SECONDS, **options}
+    if parsed.get_backend_name() != "sqlite":
+        if "options" not in parsed.query:
+            settings = f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
+            options.setdefault("connect_args", {}).update(options=settings, connect_timeout=5)
+        return create_engine(parsed, pool_pre_ping=True, json_serializer=_dump, **options)
+
+    engine = create_engine(
+        parsed, connect_args={"timeout": BUSY_SECONDS}, json_serializer=_dump, **options
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+class epoch_now(FunctionElement[float]):
+    """Seconds since the epoch by the database's clock: the one clock that leases go by."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(epoch_now, "sqlite")
+def _sqlite_now(element: Any, compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(epoch_now, "postgresql")
+def _postgres_now(element: Any, compiler: Any, **_: Any) -> str:
+    # clock_timestamp, not now(): the latter stands still during a transaction that waits
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+class Database:
+    """A database and its transactions; the base of the store."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(database_url(url))
+        self.engine = create_database(url)
+
+    def close(self) -> None:
+        """Gives all connections back."""
+        self.engine.dispose()
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable unless the database answers and has Bridge's tables."""
+        with self.read() as session:
+            session.execute(text("SELECT id FROM jobs WHERE 1 = 0"))
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads: it sees one state and never waits for writers."""
+        with self._session(read_only=True) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is committed at the end of the block, or undone by an exception."""
+        with self._session(read_only=False) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, read_only: bool) -> Iterator[Session]:
+        engine = self.engine.execution_options(read_only=read_only)
+        try:
+            with Session(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except SQLAlchemyError as error:
+            if (unavailable := _unavailable(error, self.engine.dialect, self._where)) is None:
+                raise
+            raise unavailable from error
+
+    @property
+    def _where(self) -> str:
+        """The database in words, without its password."""
+        if self.url.get_backend_name() == "sqlite":
+            return f"the database file {self.url.database}"
+        return f"the database {self.url.render_as_string(hide_password=True)}"
+
+
+def _unavailable(error: SQLAlchemyError, dialect: Dialect, where: str) -> StoreUnavailable | None:
+    """What to tell a person when the database itself is the trouble; None when it is not."""
+    if isinstance(error, PoolTimeout):
+        return StoreUnavailable(
+            f"All connections to {where} are in use; try again in a moment.", reason="locked"
+        )
+    if not isinstance(error, DBAPIError):
+        return None
+    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no message"
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    low = said.lower()
+    if "no such table" in low or "no such column" in low or state in ("42P01", "42703"):
+        return StoreUnavailable(
+            f"The tables of {where} are missing or older than this version of Bridge ({said}); "
+            "run `python -m service migrate`.",
+            reason="not_migrated",
+        )
+    if "disk is full" in low or state == "53100":
+        return StoreUnavailable(
+            f"No space is left on the disk of {where}; free some and try again.", reason="full"
+        )
+    if "readonly database" in low or state == "25006":
+        return StoreUnavailable(
+            f"This user may not write to {where}; make it writable.", reason="readonly"
+        )
+    if "database is locked" in low or state in ("55P03", "57014", "40P01", "40001"):
+        return StoreUnavailable(
+            f"Another program has kept {where} locked for over {BUSY_SECONDS} s; end it (an open "
+            "sqlite3 or psql shell, a backup) and try again.",
+            reason="locked",
+        )
+    if "unable to open database file" in low:
+        return StoreUnavailable(
+            f"Cannot open {where}; check that its folder exists and is writable.",
+            reason="unreachable",
+        )
+    lost = error.connection_invalidated or state[:2] in ("08", "57", "28", "3D") or state == "53300"
+    if lost or (dialect.name == "postgresql" and type(error.orig).__name__ == "OperationalError"):
+        return StoreUnavailable(
+            f"Cannot reach {where} ({said}); check that it runs and that BRIDGE_DATABASE_URL is "
+            "right.",
+            reason="unreachable",
+        )
+    if type(error.orig).__name__ in ("OperationalError", "DatabaseError"):
+        return StoreUnavailable(
+            f"{where[0].upper()}{where[1:]} failed: {said}; check the disk and the file.",
+            reason="failed",
+        )
+    return None
+
+
+def upsert(session: Session, model: type[Row], rows: Sequence[dict[str, Any]]) -> None:
+    """Inserts rows; where the key exists already, the new values win."""
+    if not rows:
+        return
+    table = model.__table__
+    assert isinstance(table, Table)
+    keys = [column.name for column in table.primary_key.columns]
+    dialect = session.get_bind().dialect.name
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    values = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+    statement = insert.on_conflict_do_update(index_elements=keys, set_=values)
+    session.execute(statement, list(rows))
+
+
+def clean(value: Any) -> Any:
+    """The value as both databases can hold it: Postgres knows no NUL in text, JSON no NaN."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean(k): clean(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value

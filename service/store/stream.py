@@ -1,0 +1,195 @@
+"""A run's events on their way into the tables, exactly once.
+
+An event is known by (job, seq): forwarding a batch again changes nothing. What the events say is
+written to the tables in the same transaction that stores them, so the two never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from bridge_engine import events as ev
+from service.store.database import Database, clean, upsert
+from service.store.leases import owned
+from service.store.models import (
+    AdapterRow,
+    CheckpointRow,
+    EventRow,
+    JobRow,
+    MetricRow,
+    SampleRow,
+)
+
+
+class Stream(Database):
+    """The part of the store that takes events in and gives them out again."""
+
+    def append_events(self, job_id: str, attempt: int, events: Sequence[ev.Event]) -> int:
+        """Stores events that are not stored yet; returns how many were new.
+
+        Raises StaleAttempt if this attempt does not own the job.
+        """
+        if not events:
+            return 0
+        with self.write() as session:
+            job = owned(session, job_id, attempt)
+            known = _known(session, job_id, events)
+            fresh = {event.seq: event for event in events if event.seq not in known}
+            if fresh:
+                _Projection(session, job).apply([fresh[seq] for seq in sorted(fresh)])
+            return len(fresh)
+
+    def last_seq(self, job_id: str) -> int:
+        """The greatest seq stored of this job; 0 if none."""
+        with self.read() as session:
+            query = select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)
+            return session.scalar(query) or 0
+
+    def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> list[EventRow]:
+        """Events that came after `seq`, in order."""
+        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > seq)
+        with self.read() as session:
+            return list(session.scalars(query.order_by(EventRow.seq).limit(limit)))
+
+
+def _known(session: Session, job_id: str, events: Iterable[ev.Event]) -> set[int]:
+    seqs = [event.seq for event in events]
+    query = select(EventRow.seq).where(
+        EventRow.job_id == job_id, EventRow.seq.between(min(seqs), max(seqs))
+    )
+    return set(session.scalars(query))
+
+
+class _Projection:
+    """Turns a batch of events into rows. Rows are gathered and written at once; a `resume` in the
+    middle of a batch first writes what came before it."""
+
+    def __init__(self, session: Session, job: JobRow) -> None:
+        self._session = session
+        self._job = job
+        self._metrics: dict[tuple[str, int], float | None] = {}
+        self._samples: list[dict[str, Any]] = []
+
+    def apply(self, events: Sequence[ev.Event]) -> None:
+        for event in events:
+            match event:
+                case ev.Metric():
+                    self._metric(event)
+                case ev.Sample():
+                    self._sample(event)
+                case ev.Checkpoint():
+                    self._checkpoint(event)
+                case ev.Resume():
+                    self._resume(event)
+                case _:
+                    pass  # a phase, a log line, an end: the event itself is all there is to keep
+        self._write_gathered()
+        self._session.execute(insert(EventRow), [self._row(event) for event in events])
+
+    def _row(self, event: ev.Event) -> dict[str, Any]:
+        return {
+            "job_id": self._job.id,
+            "seq": event.seq,
+            "attempt": self._job.attempt,
+            "step": getattr(event, "step", None),
+            "type": event.type,
+            "data": clean(event.model_dump(mode="json")),
+            "time": datetime.fromtimestamp(event.time, UTC),
+        }
+
+    def _metric(self, event: ev.Metric) -> None:
+        figures = {key: clean(value) for key, value in event.metrics.items()}
+        self._metrics.update({(key, event.step): value for key, value in figures.items()})
+        self._job.latest = {**self._job.latest, **figures}
+        self._job.progress_step = max(self._job.progress_step, event.step)
+
+    def _sample(self, event: ev.Sample) -> None:
+        fields = clean(event.model_dump(include=_SAMPLE_FIELDS))
+        self._samples.append({"job_id": self._job.id, **fields})
+
+    def _checkpoint(self, event: ev.Checkpoint) -> None:
+        job, now = self._job, datetime.now(UTC)
+        if job.checkpoint_step is None or event.step > job.checkpoint_step:
+            job.lost_attempts = 0  # it gets somewhere, however often it breaks down
+            job.checkpoint_step = event.step
+        common = {
+            "job_id": job.id,
+            "step": event.step,
+            "sha256": event.sha256,
+            "rank": event.rank,
+            "accuracy": clean(event.accuracy),
+            "created_at": now,
+        }
+        checkpoint = {**common, "path": event.path, "adapter": event.adapter, "best": False}
+        upsert(self._session, CheckpointRow, [checkpoint])
+        adapter = {
+            **common,
+            "name": f"{job.id}@{event.step}",
+            "path": event.adapter,
+            "base_model": job.model,
+            "template": job.spec.get("template", {}),
+            "status": "registered",
+            "error": None,
+        }
+        upsert(self._session, AdapterRow, [adapter])
+        self._find_best()
+
+    def _resume(self, event: ev.Resume) -> None:
+        """Whatever was reported for later steps is void: it will be computed again."""
+        self._write_gathered()
+        job, session = self._job, self._session
+        for table in (MetricRow, SampleRow, CheckpointRow, AdapterRow):
+            later = (table.job_id == job.id) & (table.step > event.step)
+            session.execute(delete(table).where(later))
+        newest = select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id)
+        job.checkpoint_step = session.scalar(newest)
+        job.progress_step = max(event.step, 0)  # -1: not even the first measurement stands
+        job.latest = self._last_values()
+        self._find_best()
+
+    def _last_values(self) -> dict[str, float | None]:
+        last = (
+            select(MetricRow.key, func.max(MetricRow.step).label("step"))
+            .where(MetricRow.job_id == self._job.id)
+            .group_by(MetricRow.key)
+            .subquery()
+        )
+        query = select(MetricRow.key, MetricRow.value).where(
+            MetricRow.job_id == self._job.id,
+            MetricRow.key == last.c.key,
+            MetricRow.step == last.c.step,
+        )
+        return dict(self._session.execute(query).all())
+
+    def _find_best(self) -> None:
+        """The best checkpoint is the one with the highest accuracy, of equals the latest."""
+        job, session = self._job, self._session
+        measured = select(CheckpointRow.step).where(
+            CheckpointRow.job_id == job.id, CheckpointRow.accuracy.is_not(None)
+        )
+        order = (CheckpointRow.accuracy.desc(), CheckpointRow.step.desc())
+        job.best_step = session.scalar(measured.order_by(*order).limit(1))
+        flag = update(CheckpointRow).where(CheckpointRow.job_id == job.id)
+        session.execute(
+            flag.values(best=CheckpointRow.step == job.best_step)
+            if job.best_step is not None
+            else flag.values(best=False)
+        )
+
+    def _write_gathered(self) -> None:
+        figures = [
+            {"job_id": self._job.id, "key": key, "step": step, "value": value}
+            for (key, step), value in self._metrics.items()
+        ]
+        upsert(self._session, MetricRow, figures)
+        if self._samples:
+            self._session.execute(insert(SampleRow), self._samples)
+        self._metrics, self._samples = {}, []
+
+
+_SAMPLE_FIELDS = {"step", "source", "problem", "completion", "gold", "reward"}

@@ -1,0 +1,69 @@
+"""Keeping a claimed job: the heartbeat, and noticing when the job is no longer ours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from service.settings import Settings
+from service.store import Claim, StaleAttempt, Store, StoreUnavailable
+from worker import log
+
+
+class Lease:
+    """Renews a claim's lease from a thread of its own, so that nothing else can hold it up.
+
+    `lost` also becomes true by our own clock, when no renewal has come through for as long as a
+    lease lasts: from then on another worker may own the job, whether or not we can reach the
+    database to hear of it. Who holds the lease must stop touching the run directory at once.
+    """
+
+    def __init__(self, store: Store, claim: Claim, settings: Settings, *, since: float) -> None:
+        self._store = store
+        self._claim = claim
+        self._settings = settings
+        self._renewed = since
+        """`time.monotonic()` from before the last renewal was asked for: the safe side."""
+        self._fenced = False
+        self._wanted = claim.job.wanted
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{claim.job.id}")
+
+    @property
+    def lost(self) -> bool:
+        """The job is, or may be, another attempt's."""
+        return self._fenced or time.monotonic() - self._renewed > self._settings.lease_seconds
+
+    @property
+    def cancel_wanted(self) -> bool:
+        """The job's owner wants it to stop."""
+        return self._wanted == "cancel"
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        job_id, attempt = self._claim.job.id, self._claim.attempt
+        while not self._left.wait(self._settings.heartbeat_seconds):
+            asked = time.monotonic()
+            try:
+                self._wanted = self._store.heartbeat(job_id, attempt, self._settings.lease_seconds)
+                self._renewed = asked
+            except StaleAttempt:
+                self._fenced = True
+                return
+            except StoreUnavailable as error:
+                log.warning("heartbeat missed", job=job_id, attempt=attempt, because=error)
+            except Exception:
+                log.exception("heartbeat failed", job=job_id, attempt=attempt)
