@@ -1,0 +1,129 @@
+"""An application over a real SQLite database in a folder of its own, and a worker to feed it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from bridge_engine import events as ev
+from bridge_engine.spec import TrainSpec
+from service.app import create_app
+from service.settings import Settings
+from service.store import Store
+from service.store.migrate import upgrade
+
+BRIDGE = {
+    "method": "bridge",
+    "model": "bridge-tiny",
+    "data": {"prompts": "arithmetic", "demos": "arithmetic", "eval": "arithmetic"},
+    "steps": 10,
+}
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with all tables and no rows: copying it is quicker than making it."""
+    file = tmp_path_factory.mktemp("migrated") / "bridge.db"
+    upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name in ("BRIDGE_DATA_DIR", "BRIDGE_MODEL_DIR", "BRIDGE_MAX_UPLOAD_BYTES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copy(migrated, tmp_path)
+    # Nothing listens on port 1: tests that need inference start one of their own.
+    return Settings(home=tmp_path, database_url="", inference_url="http://127.0.0.1:1")
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def store(client: TestClient) -> Store:
+    return client.app.state.store  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.fixture
+def http(client: TestClient) -> Iterator[httpx.Client]:
+    """The application on a real socket: only there does a stream stream."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(client.app, log_level="warning", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        port = listener.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            yield http
+        server.should_exit = True
+        thread.join(10)
+
+
+class Worker:
+    """Does to the database what a worker does, as fast as a test wants."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._seq = itertools.count(1)
+
+    def claim(self, job_id: str) -> int:
+        claim = self.store.claim(job_id, "worker-1", 60)
+        assert claim is not None
+        return claim.attempt
+
+    def emit(self, job_id: str, attempt: int, *events: ev.Event) -> None:
+        for event in events:
+            event.seq, event.time = next(self._seq), 1_700_000_000.0
+        self.store.append_events(job_id, attempt, events)
+
+    def checkpoint(self, step: int, accuracy: float | None = None) -> ev.Checkpoint:
+        return ev.Checkpoint(
+            step=step,
+            path=f"checkpoints/step-{step:06d}",
+            adapter=f"adapters/step-{step:06d}",
+            sha256="0" * 64,
+            rank=16,
+            accuracy=accuracy,
+        )
+
+
+@pytest.fixture
+def worker(store: Store) -> Worker:
+    return Worker(store)
+
+
+@pytest.fixture
+def job(store: Store) -> str:
+    """A queued job's id."""
+    return store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=10)[0].id
+
+
+def problem(response: Any, status: int, code: str | None = None) -> dict[str, Any]:
+    """The body of a refusal, checked to be a whole problem."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert body["detail"]
+    assert body["type"] == f"urn:bridge:problem:{body['code']}"
+    assert body["request_id"] == response.headers["x-request-id"]
+    if code is not None:
+        assert body["code"] == code, body
+    return body

@@ -1,0 +1,313 @@
+"""POST /generate over the real inference process, the built-in model and adapters made by PEFT."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from bridge_engine.catalog import resolve_model
+from bridge_engine.spec import TrainSpec
+from service.app import create_app
+from service.generate.routes import AT_ONCE
+from service.settings import Settings
+from service.store import Store
+from tests.api.conftest import BRIDGE, Worker, problem
+
+PROMPT = "12+3-5?"
+_turn = {"role": "user", "content": "1+1?"}
+
+
+@pytest.fixture(scope="module")
+def inference() -> Iterator[str]:
+    """`python -m inference`; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "inference", "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                assert httpx.get(f"{url}/health").is_success
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two random adapters of bridge-tiny, `one` and `two`, as PEFT saves them."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    folders = {}
+    for seed, name in enumerate(("one", "two")):
+        model = AutoModelForCausalLM.from_pretrained(resolve_model("bridge-tiny").path)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        tuned: Any = get_peft_model(model, config)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for key, weight in tuned.named_parameters():
+                if "lora_" in key:
+                    weight.normal_(std=0.3)
+        folders[name] = tmp_path_factory.mktemp(name)
+        tuned.save_pretrained(folders[name])
+        card = {"base_model": "bridge-tiny", "template": {"kind": "plain", "suffix": "?"}}
+        (folders[name] / "bridge.json").write_text(json.dumps(card))
+    return folders
+
+
+@pytest.fixture
+def client(settings: Settings, inference: str) -> Iterator[TestClient]:
+    served = settings.model_copy(update={"inference_url": inference})
+    with TestClient(create_app(served)) as client:
+        yield client
+
+
+class House:
+    """A job whose checkpoints' adapters are really there."""
+
+    def __init__(self, settings: Settings, store: Store, weights: dict[str, Path]) -> None:
+        self.settings, self.store, self.weights = settings, store, weights
+        self.worker = Worker(store)
+        spec = TrainSpec.model_validate(BRIDGE)
+        self.job = store.create_job(spec, total_steps=10)[0].id
+        self.attempt = self.worker.claim(self.job)
+
+    def save(self, step: int, name: str, accuracy: float | None = None) -> Path:
+        event = self.worker.checkpoint(step, accuracy)
+        folder = self.settings.run_dir(self.job) / event.adapter
+        shutil.copytree(self.weights[name], folder)
+        content = (folder / "adapter_model.safetensors").read_bytes()
+        event.sha256 = hashlib.sha256(content).hexdigest()
+        self.worker.emit(self.job, self.attempt, event)
+        return folder
+
+    def status(self, step: int) -> str:
+        return self.store.adapter(f"{self.job}@{step}").status
+
+
+@pytest.fixture
+def house(settings: Settings, store: Store, weights: dict[str, Path]) -> House:
+    return House(settings, store, weights)
+
+
+def ask(client: TestClient, **body: Any) -> Any:
+    return client.post("/generate", json={"prompt": PROMPT, "max_tokens": 12} | body)
+
+
+def text(response: Any) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+def test_base_model_answers_bare(client: TestClient) -> None:
+    body = ask(client, model="bridge-tiny").json()
+    assert body["object"] == "generation"
+    assert (body["model"], body["adapter"]) == ("bridge-tiny", None)
+    assert body["choices"][0]["finish_reason"] in ("stop", "length")
+    usage = body["usage"]
+    assert usage["prompt_tokens"] == len(PROMPT)  # one character is one token
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_adapter_is_loaded_on_first_use_and_ready_once_it_has_answered(
+    client: TestClient, house: House
+) -> None:
+    house.save(2, "one")
+    assert client.get(f"/adapters/{house.job}").json()["status"] == "registered"
+    response = ask(client, adapter=house.job)
+    assert text(response) != text(ask(client, model="bridge-tiny"))
+    assert response.json()["adapter"] == f"{house.job}@2"
+    assert response.json()["model"] == "bridge-tiny"
+    assert house.status(2) == "ready"
+
+
+def test_names_mean_step_best_and_latest(client: TestClient, house: House) -> None:
+    house.save(2, "one", accuracy=0.9)
+    house.save(4, "two", accuracy=0.1)
+    meant = {
+        name: ask(client, adapter=f"{house.job}{name}").json()["adapter"].partition("@")[2]
+        for name in ("", "@best", "@latest", "@2", "@4")
+    }
+    assert meant == {"": "2", "@best": "2", "@latest": "4", "@2": "2", "@4": "4"}
+    assert text(ask(client, adapter=f"{house.job}@2")) != text(
+        ask(client, adapter=f"{house.job}@4")
+    )
+
+
+def test_prompt_gets_the_template_of_the_training_unless_raw(
+    client: TestClient, house: House
+) -> None:
+    house.save(2, "one")  # its template puts a question mark after the problem
+    problem_alone = PROMPT.removesuffix("?")
+    templated = ask(client, adapter=house.job, prompt=problem_alone)
+    assert text(templated) == text(ask(client, adapter=house.job, prompt=PROMPT, raw=True))
+    assert templated.json()["usage"]["prompt_tokens"] == len(PROMPT)
+    raw = ask(client, adapter=house.job, prompt=problem_alone, raw=True)
+    assert raw.json()["usage"]["prompt_tokens"] == len(problem_alone)
+
+
+def test_adapter_comes_back_after_the_backend_forgot_it(
+    client: TestClient, house: House, inference: str
+) -> None:
+    house.save(2, "one")
+    first = text(ask(client, adapter=house.job))
+    name = {"lora_name": f"{house.job}@2"}
+    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name).is_success
+    assert text(ask(client, adapter=house.job)) == first
+
+
+def test_sampling_is_repeatable_by_its_seed(client: TestClient) -> None:
+    wanted = {"model": "bridge-tiny", "temperature": 1.0, "n": 3, "seed": 5}
+    first = ask(client, **wanted).json()["choices"]
+    assert [choice["index"] for choice in first] == [0, 1, 2]
+    assert ask(client, **wanted).json()["choices"] == first
+
+
+def test_stop_text_ends_the_completion(client: TestClient) -> None:
+    whole = text(ask(client, model="bridge-tiny"))
+    cut = ask(client, model="bridge-tiny", stop=whole[2])
+    assert text(cut) == whole[: whole.index(whole[2])]
+    assert cut.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_damaged_weights_are_refused_and_noted(client: TestClient, house: House) -> None:
+    folder = house.save(2, "one")
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    body = problem(ask(client, adapter=house.job), 502, "adapter_failed")
+    assert "registered" in body["detail"]
+    noted = client.get(f"/adapters/{house.job}@2").json()
+    assert noted["status"] == "failed"
+    assert noted["error"]
+    shutil.rmtree(folder)
+    problem(ask(client, adapter=house.job), 502, "adapter_failed")
+    shutil.copytree(house.weights["one"], folder)  # put back from a backup
+    assert text(ask(client, adapter=house.job))
+    assert house.status(2) == "ready"
+
+
+def test_adapter_that_does_not_load_is_noted_as_failed(client: TestClient, house: House) -> None:
+    folder = house.save(2, "one")
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"r": 5}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    body = problem(ask(client, adapter=house.job), 502, "adapter_failed")
+    assert "does not fit" in body["detail"]
+    assert house.status(2) == "failed"
+    assert text(ask(client, model="bridge-tiny"))  # and the base is unharmed
+
+
+def test_request_at_fault_says_nothing_about_the_adapter(client: TestClient, house: House) -> None:
+    house.save(2, "one")
+    body = problem(ask(client, adapter=house.job, prompt="1" * 5000), 422, "cannot_generate")
+    assert "5001" in body["detail"]  # with the template's question mark
+    assert house.status(2) == "registered"
+
+
+def test_base_model_that_is_not_the_adapters_is_409(client: TestClient, house: House) -> None:
+    house.save(2, "one")
+    response = ask(client, adapter=house.job, model="smollm2-135m-instruct")
+    assert problem(response, 409, "base_model_mismatch")["allowed"] == ["bridge-tiny"]
+    assert text(ask(client, adapter=house.job, model="bridge-tiny"))
+
+
+def test_unknown_names_are_404_with_the_nearest(client: TestClient, house: House) -> None:
+    early = problem(ask(client, adapter=house.job), 404, "unknown_adapter")
+    assert "no adapter yet" in early["detail"]
+    house.save(2, "one")
+    near = problem(ask(client, adapter=house.job[:-1] + "_@2"), 404, "unknown_adapter")
+    assert near["nearest"] == f"{house.job}@2"
+    assert near["nearest"] in near["detail"]
+    step = problem(ask(client, adapter=f"{house.job}@3"), 404, "unknown_adapter")
+    assert "steps saved: 2" in step["detail"]
+    for odd in (f"{house.job}@", f"{house.job}@{'9' * 40}", "a\x00b", "../..", "é", ""):
+        response = ask(client, adapter=odd)
+        assert response.status_code in (200, 404), response.text
+    model = problem(ask(client, model="bridge-tyni"), 404, "unknown_model")
+    assert model["nearest"] == "bridge-tiny"
+    problem(client.get("/adapters/nobody@1"), 404, "unknown_adapter")
+    problem(client.get("/adapters", params={"after": "nobody@1"}), 404, "unknown_adapter")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "1"}, "adapter"),
+        ({"model": "bridge-tiny"}, "prompt"),
+        ({"model": "bridge-tiny", "prompt": "1", "messages": [_turn]}, "messages"),
+        ({"model": "bridge-tiny", "raw": True, "messages": [_turn]}, "raw"),
+        ({"model": "bridge-tiny", "prompt": "1", "temprature": 1}, "temprature"),
+        ({"model": "bridge-tiny", "prompt": "1", "temperature": -1}, "temperature"),
+        ({"model": "bridge-tiny", "prompt": "1", "n": 0}, "n"),
+        ({"model": "bridge-tiny", "prompt": "1", "max_tokens": 0}, "max_tokens"),
+        ({"model": "bridge-tiny", "prompt": "1", "max_tokens": 100_000}, "max_tokens"),
+        ({"model": "bridge-tiny", "prompt": ""}, "prompt"),
+        ({"model": "bridge-tiny", "messages": [_turn]}, "messages"),
+        ({"model": "bridge-tiny", "messages": [{"role": "me", "content": ""}]}, "messages.0.role"),
+    ],
+)
+def test_wrong_request_is_422_at_its_field(
+    client: TestClient, body: dict[str, Any], param: str
+) -> None:
+    found = problem(client.post("/generate", json=body), 422)
+    assert found["param"] == param, found
+    if param == "temprature":
+        assert found["nearest"] == "temperature"
+
+
+def test_adapters_are_listed_newest_first(client: TestClient, house: House) -> None:
+    for step in (2, 4, 6):
+        house.save(step, "one")
+    page = client.get("/adapters", params={"limit": 2}).json()
+    assert [row["step"] for row in page["data"]] == [6, 4]
+    rest = client.get("/adapters", params={"after": page["next"]}).json()
+    assert [row["step"] for row in rest["data"]] == [2]
+    assert client.get("/adapters", params={"job_id": "job_other"}).json()["data"] == []
+
+
+def test_without_inference_generation_is_503_and_the_rest_works(
+    settings: Settings, client: TestClient
+) -> None:
+    with TestClient(create_app(settings)) as lonely:  # nothing listens at its address
+        response = ask(lonely, model="bridge-tiny")
+        assert "python -m inference" in problem(response, 503, "inference_unreachable")["detail"]
+        assert int(response.headers["retry-after"]) > 0
+        assert lonely.post("/jobs", json=BRIDGE).status_code == 201
+
+
+def test_too_many_generations_at_once_are_429_and_leave_no_trace(client: TestClient) -> None:
+    places = client.app.state.generations  # type: ignore[attr-defined]
+    for _ in range(AT_ONCE):
+        assert places.acquire(blocking=False)
+    response = ask(client, model="bridge-tiny")
+    problem(response, 429, "too_many_generations")
+    assert int(response.headers["retry-after"]) > 0
+    for _ in range(AT_ONCE):
+        places.release()
+    for _ in range(AT_ONCE + 1):  # refusals and errors give their place back
+        ask(client, model="nobody")
+    assert text(ask(client, model="bridge-tiny"))

@@ -1,0 +1,204 @@
+"""The command line against a real service: what it prints, where, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from bridge_client import Client, ports
+from bridge_client.cli import app
+
+pytestmark = pytest.mark.integration
+EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic-sft.yaml"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python -m service` over a SQLite database of its own; nobody works on its jobs."""
+    port = ports.free_port(21000 + os.getpid() % 20000)
+    home = tmp_path_factory.mktemp("home")
+    environment = os.environ | {"BRIDGE_HOME": str(home), "BRIDGE_PORT": str(port)}
+    with (home / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, (home / "service.log").read_text()
+            assert time.monotonic() < deadline, (home / "service.log").read_text()
+            try:
+                if httpx.get(f"{address}/healthz", timeout=2).is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def bridge(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    """One `bridge …` in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
+    if url:
+        environment["BRIDGE_URL"] = url
+    return subprocess.run(
+        [sys.executable, "-m", "bridge_client.cli", *arguments],
+        env=environment | {"NO_COLOR": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_submitting_prints_the_id_alone_so_that_a_script_can_use_it(url: str) -> None:
+    done = bridge("jobs", "submit", str(EXAMPLE), "--set", "steps=7", url=url)
+    assert done.returncode == 0, done.stderr
+    with Client(url) as client:
+        job = client.job(done.stdout.strip())
+    assert (job.status, job.method, job.steps) == ("queued", "sft", 7)
+
+
+def test_json_output_is_pure_json_for_every_command_that_has_it(url: str) -> None:
+    submitted = json.loads(bridge("jobs", "submit", str(EXAMPLE), "-o", "json", url=url).stdout)
+    job_id = submitted["id"]
+    for command in (
+        ["jobs", "list"],
+        ["jobs", "show", job_id],
+        ["jobs", "metrics", job_id],
+        ["jobs", "submit", str(EXAMPLE), "--dry-run"],
+        ["adapters"],
+        ["data", "list"],
+        ["jobs", "cancel", job_id],
+        ["jobs", "watch", job_id],
+    ):
+        done = bridge(*command, "-o", "json", url=url)
+        json.loads(done.stdout)
+
+
+def test_a_spec_with_mistakes_is_refused_before_anything_is_sent() -> None:
+    done = bridge(
+        *("jobs", "submit", str(EXAMPLE), "--set", "stepz=7", "--set", "lora.rank=0"),
+        url="http://127.0.0.1:9",  # nothing listens there, and nothing is missed
+    )
+    assert done.returncode == 2
+    assert "nothing was sent" in done.stderr
+    assert "did you mean 'steps'" in done.stderr
+    assert "lora.rank" in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_only_the_service_can_know_is_refused_by_the_service(url: str) -> None:
+    done = bridge("jobs", "submit", str(EXAMPLE), "--set", "model=bridge-tny", url=url)
+    assert done.returncode == 2
+    assert "bridge-tiny" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_exit_status_mirrors_a_cancelled_job(url: str) -> None:
+    job_id = bridge("jobs", "submit", str(EXAMPLE), url=url).stdout.strip()
+    assert bridge("jobs", "cancel", job_id, url=url).stdout == f"{job_id} cancelled\n"
+    assert bridge("jobs", "watch", job_id, url=url).returncode == 3
+    assert bridge("jobs", "show", job_id, url=url).returncode == 0
+
+
+def test_ctrl_c_stops_the_watching_and_not_the_job(url: str) -> None:
+    job_id = bridge("jobs", "submit", str(EXAMPLE), url=url).stdout.strip()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "bridge_client.cli", "--url", url, "jobs", "watch", job_id],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stderr is not None
+    assert job_id in watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    _, complaint = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert f"{job_id} goes on" in complaint
+    assert "bridge jobs cancel" in complaint
+    with Client(url) as client:
+        assert client.job(job_id).status == "queued"
+
+
+def test_an_unknown_job_is_one_sentence_and_status_1(url: str) -> None:
+    done = bridge("jobs", "show", "job_nobody", url=url)
+    assert done.returncode == 1
+    assert "job_nobody" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_service_is_one_sentence_and_status_4() -> None:
+    done = bridge("jobs", "list", url="http://127.0.0.1:9")
+    assert done.returncode == 4
+    assert "bridge up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jobs", "submit"],
+        ["jobs", "submit", "no-such-file.yaml"],
+        ["frobnicate"],
+        ["generate", "1+1?"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    done = bridge(*arguments, url="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dataset_can_be_uploaded_and_trained_on(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    rows = [{"problem": f"{i}+1+1?", "answer": str(i + 2)} for i in range(5)]
+    rows[0]["solution"] = "0+1=1,1+1=2#2"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = bridge("data", "upload", str(file), url=url)
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.strip()
+    assert name.startswith("ds_")
+    assert name in bridge("data", "list", url=url).stdout
+    done = bridge("jobs", "submit", str(EXAMPLE), "--set", f"data.eval={name}", url=url)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dataset_with_a_broken_row_names_the_line(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": \n')
+    done = bridge("data", "upload", str(file), url=url)
+    assert done.returncode == 2
+    assert "line 2" in done.stderr.lower() or ":2" in done.stderr
+
+
+def test_listing_can_be_limited_to_a_status(url: str) -> None:
+    job_id = bridge("jobs", "submit", str(EXAMPLE), url=url).stdout.strip()
+    cancelled = bridge("jobs", "submit", str(EXAMPLE), url=url).stdout.strip()
+    bridge("jobs", "cancel", cancelled, url=url)
+    listed = bridge("jobs", "list", "--status", "queued", url=url).stdout
+    assert job_id in listed
+    assert cancelled not in listed
+
+
+def test_every_command_explains_itself() -> None:
+    for command in (
+        [],
+        *(["up"], ["down"], ["demo"], ["generate"], ["adapters"], ["data", "upload"]),
+        *(["jobs", name] for name in ("submit", "list", "show", "watch", "cancel", "logs")),
+    ):
+        done = CliRunner().invoke(app, [*command, "--help"])
+        assert done.exit_code == 0
+        assert "Usage:" in done.stdout

@@ -1,0 +1,115 @@
+"""The deployed form's files agree with the code: every command exists, every setting is known."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+OURS = ["migrate", "api", "relay", "worker", "inference"]
+NOT_SETTINGS = {"BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR"}
+"""Read straight from the environment."""
+ENGINE_SIDE = {"torch", "transformers", "peft", "safetensors", "math-verify"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=!~ ]", line)[0] for line in requirements}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_services_are_those_of_the_design() -> None:
+    assert set(COMPOSE["services"]) == {"postgres", "redis", *OURS}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_command_of_each_service_exists(name: str) -> None:
+    command = COMPOSE["services"][name]["command"]
+    module = command[2]
+    if command[0] == "celery":
+        assert importlib.import_module(module).app.tasks["run_job"]
+        return
+    assert command[:2] == ["python", "-m"]
+    assert importlib.util.find_spec(f"{module}.__main__") is not None
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_service_is_configured_with_settings_that_exist(name: str) -> None:
+    environment = COMPOSE["services"][name]["environment"]
+    known = {f"BRIDGE_{field}".upper() for field in Settings.model_fields} | NOT_SETTINGS
+    assert set(environment) <= known
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_settings_of_each_service_are_valid(name: str, monkeypatch) -> None:
+    for key in [key for key in os.environ if key.startswith("BRIDGE_")]:
+        monkeypatch.delenv(key)
+    for key, value in COMPOSE["services"][name]["environment"].items():
+        monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value))
+    settings = Settings()
+    assert settings.dispatch == "celery"
+    assert settings.database_url.startswith("postgresql+psycopg://bridge:bridge@postgres")
+
+
+def test_a_wrong_word_after_the_worker_is_refused() -> None:
+    """So that `relay` in the compose file is a command, not something ignored."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "frobnicate"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "relay" in done.stderr
+
+
+def test_whoever_shares_files_shares_the_volume() -> None:
+    for name in OURS:
+        assert "bridge:/var/lib/bridge" in COMPOSE["services"][name]["volumes"]
+
+
+def test_nothing_but_the_api_is_published_and_that_on_loopback_only() -> None:
+    published = {name: s["ports"] for name, s in COMPOSE["services"].items() if "ports" in s}
+    assert list(published) == ["api"]
+    assert all(port.startswith("127.0.0.1:") for port in published["api"])
+
+
+def test_the_api_image_has_everything_but_the_engines_torch_side() -> None:
+    lines = (ROOT / "requirements" / "api.txt").read_text().splitlines()
+    api = names([line for line in lines if line and not line.startswith("#")])
+    wanted = names(project()["dependencies"] + project()["optional-dependencies"]["deployed"])
+    assert api == wanted - ENGINE_SIDE
+
+
+def test_every_dependency_is_locked_to_one_public_version() -> None:
+    lines = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = project()["optional-dependencies"]
+    wanted = names([*project()["dependencies"], *(r for group in extras.values() for r in group)])
+    normal = {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} - {"bridge-train"}
+    assert normal <= set(pins)
+    assert not [version for version in pins.values() if "+" in version]
+    assert pins["torch"] == "2.13.0"
+
+
+def test_no_file_of_the_build_names_an_index() -> None:
+    for name in ("Makefile", "Dockerfile", "requirements/lock.txt", "pyproject.toml", ".ci/run"):
+        text = (ROOT / name).read_text()
+        assert "://" not in text.replace("http://127.0.0.1", ""), name
+        assert "index-url" not in text, name
+
+
+def test_ci_is_make_test() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines() == ["#!/usr/bin/env bash", "make test"]

@@ -1,0 +1,171 @@
+"""What `bridge up` promises about its children, shown with tiny ones that start at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bridge_client import ports, supervisor
+from bridge_client.home import Home, Process, State
+
+pytestmark = pytest.mark.integration
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def house(path: Path, *crashers: str) -> Iterator[tuple[subprocess.Popen[str], Home]]:
+    port = ports.free_port(20000 + os.getpid() % 20000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.client.tiny_house", str(path), str(port), *crashers],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process, Home(path)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)
+
+
+def ready(home: Home) -> State:
+    until(lambda: (state := home.running()) and state.ready)
+    state = home.running()
+    assert state is not None
+    return state
+
+
+def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Path) -> None:
+    with house(tmp_path) as (process, home):
+        state = ready(home)
+        assert set(state.children) == {"service", "worker", "inference"}
+        process.terminate()
+        assert process.wait(20) == 0
+    assert not any(child.alive() for child in state.children.values())
+    for name in state.children:
+        assert home.log(name).read_text().splitlines() == ["started", "stopped politely"]
+    assert home.state() is None
+
+
+def test_a_killed_child_is_started_again_and_the_others_are_left_alone(tmp_path: Path) -> None:
+    with house(tmp_path) as (_, home):
+        before = ready(home)
+        os.kill(before.children["worker"].pid, signal.SIGKILL)
+
+        def again() -> bool:
+            state = home.running()
+            worker = state.children.get("worker") if state else None
+            return worker is not None and worker != before.children["worker"] and worker.alive()
+
+        until(again)
+        after = home.running()
+        assert after is not None
+        assert after.children["service"] == before.children["service"]
+        assert after.children["inference"] == before.children["inference"]
+
+
+def test_a_child_that_cannot_start_ends_it_all_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with house(tmp_path, "service") as (process, home):
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "service ended 4 times (last: status 3)" in out
+    assert "I cannot go on" in out
+    assert str(home.log("service")) in out
+
+
+def test_children_of_a_killed_supervisor_are_stopped_by_the_next_one(tmp_path: Path) -> None:
+    with house(tmp_path) as (process, home):
+        orphans = ready(home).children
+        process.kill()
+        process.wait()
+    assert all(child.alive() for child in orphans.values())
+    assert home.running() is None
+    with house(tmp_path) as (_, home):
+        ready(home)
+        assert not any(child.alive() for child in orphans.values())
+
+
+def test_a_home_has_one_supervisor(tmp_path: Path) -> None:
+    with house(tmp_path) as (_, home):
+        first = ready(home)
+        with house(tmp_path) as (second, _):
+            assert second.wait(20) == 9
+        assert home.running() == first
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_supervisor_alone(tmp_path: Path) -> None:
+    """Or the engine would be torn down with the children instead of saving its state."""
+    with house(tmp_path) as (process, home):
+        state = ready(home)
+        groups = {os.getpgid(child.pid) for child in state.children.values()}
+        assert len(groups) == 3
+        assert os.getpgid(process.pid) not in groups
+
+
+def test_down_stops_what_runs_and_says_when_nothing_does(tmp_path: Path) -> None:
+    with house(tmp_path) as (process, home):
+        state = ready(home)
+        stopped = supervisor.stop(home)
+        assert stopped is not None
+        assert stopped.url == state.url
+        assert process.wait(5) == 0
+    assert supervisor.stop(home) is None
+
+
+def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
+    tmp_path: Path,
+) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        mine = Process.of(bystander.pid)
+        assert mine.alive()
+        older = Process(bystander.pid, mine.started - 100)
+        assert not older.alive()
+        home = Home(tmp_path)
+        home.create()
+        home.write(State("http://x", "http://y", older, {"worker": older}, True))
+        assert supervisor.stop(home) is None
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert not mine.alive()
+
+
+def test_a_taken_port_is_told_with_its_holder_and_a_way_out() -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(supervisor.CannotStartError) as caught:
+            supervisor.check_port(port)
+    message = str(caught.value)
+    assert caught.value.status == 2
+    assert f"Port {port} is taken by" in message
+    assert f"pid {os.getpid()}" in message
+    assert "bridge up --port " in message
+    assert psutil.pid_exists(os.getpid())
+
+
+def test_a_torn_or_foreign_pids_file_counts_as_none(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for text in ("", "{", "[]", '{"url": 1}'):
+        home.pids.write_text(text)
+        assert home.running() is None

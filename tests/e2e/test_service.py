@@ -1,0 +1,171 @@
+"""What a user does, through the real processes: train, watch, ask, cancel; and what may die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bridge_client import AsyncClient, Client, Event
+from tests.e2e.conftest import SPEC, House
+
+pytestmark = pytest.mark.e2e
+
+
+def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def steps_of(client: Client, job_id: str, key: str = "sft/nll") -> list[int]:
+    return client.metrics(job_id, keys=[key])[key].steps
+
+
+def test_a_job_is_trained_watched_and_served_with_the_sdk(client: Client) -> None:
+    seen: list[Event] = []
+    job = client.submit({**SPEC, "name": "sdk"})
+    assert job.status == "queued"
+
+    job = client.wait(job.id, progress=seen.append)
+
+    assert job.status == "succeeded", job.error
+    assert (job.step, job.steps) == (4, 4)
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].type == "done"
+    assert job.result is not None
+    low, high = job.result["accuracy_after_ci"]
+    assert 0 <= low <= job.result["accuracy_after"] <= high <= 1
+    assert steps_of(client, job.id) == [1, 2, 3, 4]
+    assert [c.step for c in client.checkpoints(job.id)] == [2, 4]
+    assert {sample.source for sample in client.samples(job.id)} == {"rollout", "eval"}
+
+    assert job.adapter is not None
+    answer = client.generate("12+3-5?", adapter=job.adapter, max_tokens=16)
+    assert answer.adapter == job.adapter
+    assert answer.usage["completion_tokens"] >= 1
+    again = client.generate("12+3-5?", adapter=job.adapter, max_tokens=16)
+    assert again.text == answer.text
+    assert client.adapter(job.adapter).status == "ready"
+
+
+def test_a_job_is_trained_watched_and_served_with_the_command_line(
+    house: House, tmp_path: Path
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(SPEC))
+    done = house.bridge("jobs", "submit", str(file), "--watch", "--set", "steps=2", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert (job["status"], job["steps"]) == ("succeeded", 2)
+    assert "held-out accuracy" in done.stderr
+    answer = house.bridge("generate", "12+3-5?", "--adapter", job["adapter"], "-o", "json")
+    assert answer.returncode == 0, answer.stderr
+    assert len(json.loads(answer.stdout)["choices"]) == 1
+    assert job["adapter"] in house.bridge("adapters").stdout
+
+
+def test_a_running_job_is_cancelled_keeps_what_it_saved_and_exits_with_3(
+    house: House, client: Client
+) -> None:
+    job = client.submit({**SPEC, "steps": 5000})
+    until(lambda: client.job(job.id).step >= 3)
+    assert house.bridge("jobs", "cancel", job.id).returncode == 0
+    assert house.bridge("jobs", "watch", job.id).returncode == 3
+    job = client.job(job.id)
+    assert job.status == "cancelled"
+    assert 3 <= job.step < 5000
+    assert client.checkpoints(job.id)
+
+
+def test_a_failed_job_exits_with_1_and_says_why(house: House, client: Client) -> None:
+    """The data is there when the job is accepted and gone when it runs."""
+    file = house.home.path / "short-lived.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2", "solution": "1+1=2#2"}\n')
+    dataset = client.upload(file)
+    blocker = client.submit({**SPEC, "steps": 5000})
+    job = client.submit({"method": "sft", "data": {"demos": dataset.id}, "steps": 1})
+    (stored,) = (house.home.path / "datasets").glob(f"{dataset.id}.*")
+    stored.unlink()
+    client.cancel(blocker.id)
+    watched = house.bridge("jobs", "watch", job.id)
+    assert watched.returncode == 1
+    error = client.job(job.id).error
+    assert error is not None
+    assert error["category"] == "user", error
+    assert dataset.id in error["message"]
+
+
+def test_a_job_survives_the_death_of_its_worker(house: House, client: Client) -> None:
+    job = client.submit({**SPEC, "steps": 40})
+    until(lambda: client.job(job.id).step >= 6)
+    worker = house.state.children["worker"]
+    os.kill(worker.pid, signal.SIGKILL)
+
+    seen: list[Event] = []
+    job = client.wait(job.id, progress=seen.append)
+
+    assert job.status == "succeeded", job.error
+    assert job.attempt == 2
+    assert "resume" in [event.type for event in seen]
+    assert steps_of(client, job.id) == list(range(1, 41))
+    assert not worker.alive()
+    assert house.state.children["worker"].alive()
+    assert job.adapter is not None
+    assert client.generate("12+3-5?", adapter=job.adapter, max_tokens=8).choices
+
+
+def test_a_job_goes_on_after_the_service_was_stopped_and_started(
+    house: House, client: Client
+) -> None:
+    job = client.submit({**SPEC, "steps": 40})
+    until(lambda: client.job(job.id).step >= 3)
+    before = house.state
+    house.down()
+    assert not any(child.alive() for child in before.children.values())
+    house.up()
+    job = client.wait(job.id)
+    assert job.status == "succeeded", job.error
+    assert steps_of(client, job.id) == list(range(1, 41))
+
+
+def test_a_watcher_does_not_notice_that_the_api_was_killed(house: House) -> None:
+    async def watch() -> list[int]:
+        async with AsyncClient(house.url) as client:
+            job = await client.submit({**SPEC, "steps": 12})
+            seen: list[int] = []
+            async for event in client.events(job.id):
+                seen.append(event.seq)
+                if event.type == "metric" and event.step == 3:
+                    os.kill(house.state.children["service"].pid, signal.SIGKILL)
+            assert (await client.job(job.id)).status in ("running", "succeeded")
+            return seen
+
+    seen = asyncio.run(watch())
+    assert seen == list(range(1, len(seen) + 1))
+
+
+def test_a_second_up_in_the_same_home_says_where_the_first_one_is(house: House) -> None:
+    before = house.state
+    done = house.bridge("up", "--detach")
+    assert done.returncode == 0
+    assert f"already runs in {house.home.path} at {house.url}" in done.stdout
+    assert house.state == before
+
+
+def test_up_in_another_home_on_the_same_port_says_who_holds_it(
+    house: House, tmp_path: Path
+) -> None:
+    done = house.bridge("up", "--home", str(tmp_path), "--port", str(house.port))
+    assert done.returncode == 2
+    assert f"Port {house.port} is taken by" in done.stderr
+    assert "--port" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2

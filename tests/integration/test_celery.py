@@ -1,0 +1,165 @@
+"""The deployed form's queue: a real Redis, a real Postgres, a real Celery worker and the relay."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.store import JobRow, Store
+from tests.support.jobs import submit, wait_until
+from tests.support.postgres import Postgres
+from tests.support.scripted_engine import reward
+
+REPOSITORY = Path(__file__).parents[2]
+CELERY = ["-m", "celery", "-A", "worker.tasks", "worker", "--loglevel", "INFO"]
+RELAY = ["-m", "worker", "relay"]
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> str:
+    return postgres.migrated()
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    store = Store(database)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def environment(database: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+    redis.Redis.from_url(redis_url).flushall()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
+    return {
+        **clean,
+        "BRIDGE_HOME": str(tmp_path),
+        "BRIDGE_DATABASE_URL": database,
+        "BRIDGE_REDIS_URL": redis_url,
+        "BRIDGE_DISPATCH": "celery",
+        "BRIDGE_ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
+        "BRIDGE_LEASE_SECONDS": "2",
+        "BRIDGE_HEARTBEAT_SECONDS": "0.3",
+        "BRIDGE_GRACE_SECONDS": "3",
+        "BRIDGE_RECONCILE_SECONDS": "0.3",
+        "BRIDGE_RESEND_SECONDS": "1",
+        "BRIDGE_POLL_SECONDS": "0.05",
+    }
+
+
+@contextmanager
+def running(
+    command: list[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the deployed form; it is told to stop at the end."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def ended(job: JobRow) -> bool:
+    return job.ended
+
+
+def test_a_message_with_the_id_alone_runs_the_job(
+    store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=8)
+    with ExitStack() as stack:
+        stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
+        broker = redis.Redis.from_url(redis_url)
+        until = time.monotonic() + 30
+        while broker.llen("bridge") == 0:
+            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
+            time.sleep(0.05)
+        assert store.get_job(job_id).status == "queued"
+        (message,) = broker.lrange("bridge", 0, -1)
+        assert job_id.encode() in b64decode(json.loads(message)["body"])
+        stack.enter_context(running(CELERY, environment, tmp_path / "celery.log"))
+        job = wait_until(store, job_id, ended)
+        assert job.status == "succeeded"
+        assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 9)]
+    assert "claimed job=" in (tmp_path / "celery.log").read_text()
+
+
+def test_a_message_delivered_three_times_runs_once(
+    store: Store, environment: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=8)
+    send = (
+        "import sys; from worker.tasks import run_job;"
+        "[run_job.apply_async(args=[sys.argv[1]]) for _ in range(3)]"
+    )
+    subprocess.run(
+        [sys.executable, "-c", send, job_id], cwd=REPOSITORY, env=environment, check=True
+    )
+    log = tmp_path / "celery.log"
+    with running([*CELERY, "--concurrency", "2"], environment, log):
+        assert wait_until(store, job_id, ended).status == "succeeded"
+        until = time.monotonic() + 20
+        while log.read_text().count("message dropped") < 2:
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+    assert [a.attempt for a in store.attempts(job_id)] == [1]
+    assert len(store.samples(job_id)) == 8
+
+
+def test_lost_messages_and_a_killed_worker_do_no_harm(
+    store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=30, every=5, step_seconds=0.05)
+    with ExitStack() as stack:
+        stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
+        broker = redis.Redis.from_url(redis_url)
+        until = time.monotonic() + 30
+        while broker.llen("bridge") == 0:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        broker.flushall()  # the broker loses its memory
+        log = tmp_path / "celery.log"
+        first = stack.enter_context(running(CELERY, environment, log))
+        wait_until(store, job_id, lambda job: job.progress_step >= 7)
+        first.kill()
+        stack.enter_context(running(CELERY, environment, log))
+        job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 31)]
+    assert "messages were lost" in (tmp_path / "relay.log").read_text()
+
+
+def test_a_stopped_celery_worker_hands_its_job_back(
+    store: Store, environment: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=10_000, every=10_000)
+    with running(RELAY, environment, tmp_path / "relay.log"):
+        with running(CELERY, environment, tmp_path / "celery.log") as worker:
+            wait_until(store, job_id, lambda job: job.progress_step >= 3)
+            worker.terminate()
+            assert worker.wait(15) == 0
+        job = store.get_job(job_id)
+        assert (job.status, job.lost_attempts) == ("queued", 0)
+        assert job.checkpoint_step == job.progress_step, "the engine has saved"

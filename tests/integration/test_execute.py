@@ -1,0 +1,156 @@
+"""One job's execution, in this process, with a database that is not always there."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bridge_engine import events as ev
+from service.settings import Settings
+from service.store import Store
+from tests.support.jobs import metric, numbered, submit, wait_until
+from tests.support.scripted_engine import reward
+from worker.execute import execute_job
+from worker.rundir import RUN_LOCK
+
+
+@pytest.fixture
+def settings(tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    shutil.copyfile(migrated_sqlite, tmp_path / "bridge.db")
+    monkeypatch.setattr("service.store.database.BUSY_SECONDS", 0.1)
+    return Settings(
+        home=tmp_path,
+        engine_command=[sys.executable, "-m", "tests.support.scripted_engine"],
+        lease_seconds=1.5,
+        heartbeat_seconds=0.2,
+        grace_seconds=1,
+        poll_seconds=0.05,
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    store = Store.from_settings(settings)
+    yield store
+    store.close()
+
+
+def execute(job_id: str, store: Store, settings: Settings) -> str | None:
+    return execute_job(
+        job_id, store=store, settings=settings, worker_id="w", stop=threading.Event()
+    )
+
+
+def in_thread(job_id: str, store: Store, settings: Settings) -> tuple[threading.Thread, list[str]]:
+    answer: list[str] = []
+    thread = threading.Thread(target=lambda: answer.append(str(execute(job_id, store, settings))))
+    thread.start()
+    return thread, answer
+
+
+def hold_database(settings: Settings, seconds: float) -> None:
+    """Another program keeps the write lock."""
+    with closing(sqlite3.connect(settings.home / "bridge.db", timeout=5)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(seconds)
+
+
+def test_a_short_outage_of_the_database_loses_nothing(store: Store, settings: Settings) -> None:
+    job_id = submit(store, steps=30, every=10, step_seconds=0.05)
+    thread, answer = in_thread(job_id, store, settings)
+    wait_until(store, job_id, lambda job: job.progress_step >= 5)
+    hold_database(settings, 0.7)
+    thread.join()
+    assert answer == ["succeeded"]
+    assert store.get_job(job_id).attempt == 1
+    assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 31)]
+
+
+def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings: Settings) -> None:
+    """Another worker may own the job by now, so this one's engine must not touch it any more."""
+    job_id = submit(store, steps=1000)
+    thread, answer = in_thread(job_id, store, settings)
+    wait_until(store, job_id, lambda job: job.progress_step >= 3)
+    hold_database(settings, 3)
+    thread.join()
+    assert answer == ["stale"]
+    assert store.requeue_expired() == [job_id]
+
+
+def test_a_run_that_had_ended_is_not_run_again(store: Store, settings: Settings) -> None:
+    """Its worker was lost after it forwarded the last event, before it could finish the job."""
+    job_id = submit(store)
+    assert store.claim(job_id, "lost", 60)
+    store.append_events(job_id, 1, numbered(metric(1), ev.Done(step=1, result={"a": 1})))
+    store.release(job_id, 1)
+    assert execute(job_id, store, settings) == "succeeded"
+    assert store.get_job(job_id).result == {"a": 1}
+    assert not (settings.run_dir(job_id) / "engine.log").exists(), "no engine was started"
+
+
+def test_what_an_attempt_said_last_is_heard_by_the_next(store: Store, settings: Settings) -> None:
+    job_id = submit(store)
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    writer = ev.EventWriter(run)
+    writer.emit(metric(1))
+    writer.emit(ev.Failed(step=1, category="user", code="not_finite", message="no number"))
+    assert execute(job_id, store, settings) == "failed"
+    error = store.get_job(job_id).error
+    assert error
+    assert error["code"] == "not_finite"
+
+
+def test_two_engines_never_share_a_run_directory(store: Store, settings: Settings) -> None:
+    import fcntl
+
+    job_id = submit(store)
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    with (run / RUN_LOCK).open("w") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        assert execute(job_id, store, settings) == "queued"
+    (attempt,) = store.attempts(job_id)
+    assert attempt.error
+    assert attempt.error["code"] == "run_in_use"
+    assert execute(job_id, store, settings) == "succeeded"
+
+
+def test_a_full_disk_is_told(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/runs")
+
+    monkeypatch.setattr("worker.execute.prepare", full)
+    job_id = submit(store)
+    assert execute(job_id, store, settings) == "failed"
+    error = store.get_job(job_id).error
+    assert error
+    assert (error["category"], error["code"]) == ("infra", "disk_full")
+
+
+def test_an_event_that_makes_no_sense_is_told(store: Store, settings: Settings) -> None:
+    job_id = submit(store)
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"type": "nonsense"}\n')
+    assert execute(job_id, store, settings) == "queued"
+    (attempt,) = store.attempts(job_id)
+    assert attempt.error
+    assert attempt.error["code"] == "worker_error"
+
+
+def test_a_message_for_an_ended_job_does_nothing(store: Store, settings: Settings) -> None:
+    job_id = submit(store)
+    store.request_cancel(job_id)
+    assert execute(job_id, store, settings) is None
+    assert not settings.run_dir(job_id).exists()

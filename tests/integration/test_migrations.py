@@ -1,0 +1,112 @@
+"""Migrations lead to the tables that the code expects, and back, on both databases."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import op
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from service.store import Store, StoreUnavailable
+from service.store.database import Database
+from service.store.migrate import config, downgrade, is_current, upgrade
+from service.store.models import Row
+from tests.support.jobs import submit
+from tests.support.postgres import Postgres
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def revisions() -> list[str]:
+    """All revisions, the first one first."""
+    scripts = ScriptDirectory.from_config(config("sqlite://"))
+    return [script.revision for script in scripts.walk_revisions()][::-1]
+
+
+def tables(url: str) -> set[str]:
+    return set(inspect(Database(url).engine).get_table_names()) - {"alembic_version"}
+
+
+def test_there_is_one_line_of_history() -> None:
+    scripts = ScriptDirectory.from_config(config("sqlite://"))
+    assert len(scripts.get_heads()) == 1
+    assert len(scripts.get_bases()) == 1
+
+
+def test_migrated_tables_are_those_of_the_models(empty_url: str) -> None:
+    upgrade(empty_url)
+    with Database(empty_url).engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Row.metadata) == []
+    assert tables(empty_url) == set(Row.metadata.tables)
+
+
+def test_every_migration_goes_up_down_and_up_again(empty_url: str) -> None:
+    for revision in revisions():
+        upgrade(empty_url, revision)
+        downgrade(empty_url, "-1")
+        upgrade(empty_url, revision)
+    assert is_current(empty_url)
+    downgrade(empty_url, "base")
+    assert tables(empty_url) == set()
+    assert not is_current(empty_url)
+
+
+def test_upgrading_again_keeps_what_is_there(database_url: str) -> None:
+    job_id = submit(Store(database_url))
+    upgrade(database_url)
+    assert Store(database_url).get_job(job_id).status == "queued"
+
+
+def test_a_failed_migration_leaves_no_half(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("half-way")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(op, "create_index", fail)
+        with pytest.raises(RuntimeError, match="half-way"):
+            upgrade(empty_url)
+    assert tables(empty_url) == set()
+    upgrade(empty_url)
+    assert is_current(empty_url)
+
+
+def test_migrating_at_the_same_time_is_harmless(empty_url: str) -> None:
+    code = "import sys; from service.store.migrate import upgrade; upgrade(sys.argv[1])"
+    several = [
+        subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=REPOSITORY) for _ in range(2)
+    ]
+    assert [process.wait(60) for process in several] == [0, 0]
+    assert is_current(empty_url)
+
+
+def test_alembic_command_uses_the_settings(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new folder' / 'bridge.db'}"
+    environment = {**os.environ, "BRIDGE_DATABASE_URL": url}
+    for verb in (["upgrade", "head"], ["check"]):
+        command = [sys.executable, "-m", "alembic", *verb]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    assert is_current(url)
+
+
+def test_a_migration_gives_up_on_a_table_in_use(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every reader that comes later would wait behind it."""
+    monkeypatch.setattr("service.store.migrate.LOCK_TIMEOUT", "100ms")
+    url = postgres.migrated()
+    with Database(url).read() as reader:
+        reader.execute(text("SELECT count(*) FROM jobs"))
+        with pytest.raises(StoreUnavailable, match="locked"):
+            downgrade(url, "base")
+    assert is_current(url)

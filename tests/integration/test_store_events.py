@@ -1,0 +1,183 @@
+"""What the store makes of a run's events, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bridge_engine import events as ev
+from service.store import NotFound, Store
+from tests.support.jobs import checkpoint, in_parallel, metric, numbered, run_to, sample
+
+
+@pytest.fixture
+def job_id(store: Store) -> str:
+    """A running job, attempt 1."""
+    return run_to(store, "running")
+
+
+def everything(store: Store, job_id: str) -> object:
+    job = store.get_job(job_id)
+    return (
+        [(e.seq, e.type, e.step, e.attempt, e.data) for e in store.events_after(job_id)],
+        store.metrics(job_id),
+        [(s.step, s.completion) for s in store.samples(job_id)],
+        [(c.step, c.accuracy, c.best) for c in store.checkpoints(job_id)],
+        [(a.name, a.path) for a in store.adapters(job_id)[0]],
+        (job.latest, job.progress_step, job.best_step, job.checkpoint_step),
+    )
+
+
+def test_appending_twice_is_the_same_as_once(store: Store, job_id: str) -> None:
+    batch = numbered(metric(1), sample(1), checkpoint(1, 0.5), metric(2), ev.Log(message="x"))
+    assert store.append_events(job_id, 1, batch) == 5
+    before = everything(store, job_id)
+    assert store.append_events(job_id, 1, batch) == 0
+    assert store.append_events(job_id, 1, batch[2:]) == 0
+    assert everything(store, job_id) == before
+    assert store.last_seq(job_id) == 5
+
+
+def test_overlapping_batches_append_what_is_new(store: Store, job_id: str) -> None:
+    batch = numbered(metric(1), sample(1), metric(2), sample(2))
+    store.append_events(job_id, 1, batch[:3])
+    assert store.append_events(job_id, 1, batch[1:]) == 1
+    assert store.metrics(job_id) == {"reward": [(1, 0.1), (2, 0.2)]}
+    assert len(store.samples(job_id)) == 2
+
+
+def test_racing_appends_store_each_event_once(store: Store, job_id: str) -> None:
+    batch = numbered(*(e for step in range(20) for e in (metric(step), sample(step))))
+    in_parallel(lambda: store.append_events(job_id, 1, batch), 4)
+    assert [e.seq for e in store.events_after(job_id)] == list(range(1, 41))
+    assert len(store.samples(job_id)) == 20
+
+
+def test_resume_voids_later_rows(store: Store, job_id: str) -> None:
+    store.append_events(
+        job_id,
+        1,
+        numbered(
+            *(metric(1), sample(1), checkpoint(1, 0.4)),
+            *(metric(2), sample(2), checkpoint(2, 0.9), metric(3, reward=0.3, gain=1.0)),
+        ),
+    )
+    assert store.get_job(job_id).adapter == f"{job_id}@2"
+    store.append_events(job_id, 1, numbered(ev.Resume(step=1), start=8))
+    assert store.metrics(job_id) == {"reward": [(1, 0.1)]}
+    assert [s.step for s in store.samples(job_id)] == [1]
+    assert [(c.step, c.best) for c in store.checkpoints(job_id)] == [(1, True)]
+    assert [a.name for a in store.adapters(job_id)[0]] == [f"{job_id}@1"]
+    job = store.get_job(job_id)
+    assert (job.progress_step, job.best_step, job.checkpoint_step) == (1, 1, 1)
+    assert job.latest == {"reward": 0.1}
+    assert len(store.events_after(job_id)) == 8, "events are history: they stay"
+
+
+def test_resume_within_a_batch_voids_only_what_came_before_it(store: Store, job_id: str) -> None:
+    events = numbered(
+        metric(1), metric(2, reward=0.5), sample(2), ev.Resume(step=1), metric(2), sample(2, "5")
+    )
+    store.append_events(job_id, 1, events)
+    assert store.metrics(job_id) == {"reward": [(1, 0.1), (2, 0.2)]}
+    assert [s.completion for s in store.samples(job_id)] == ["5"]
+
+
+def test_best_is_the_most_accurate_checkpoint(store: Store, job_id: str) -> None:
+    accuracies = {1: 0.5, 2: 0.7, 3: None, 4: 0.7, 5: 0.6}
+    for seq, (step, accuracy) in enumerate(accuracies.items(), 1):
+        store.append_events(job_id, 1, numbered(checkpoint(step, accuracy), start=seq))
+    assert [c.step for c in store.checkpoints(job_id) if c.best] == [4], "of equals the latest"
+    assert store.adapter(job_id).step == 4
+    assert store.adapter(f"{job_id}@best").step == 4
+    assert store.adapter(f"{job_id}@latest").step == 5
+    assert store.adapter(f"{job_id}@3").name == f"{job_id}@3"
+
+
+def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None:
+    with pytest.raises(NotFound, match="no job 'job_x'"):
+        store.adapter("job_x@best")
+    with pytest.raises(NotFound, match="no adapter yet"):
+        store.adapter(job_id)
+    store.append_events(job_id, 1, numbered(checkpoint(4)))
+    assert store.adapter(job_id).step == 4, "the newest where nothing was measured"
+    with pytest.raises(NotFound, match="no accuracy was measured"):
+        store.adapter(f"{job_id}@best")
+    with pytest.raises(NotFound, match="steps saved: 4"):
+        store.adapter(f"{job_id}@5")
+    with pytest.raises(NotFound, match="stands a step"):
+        store.adapter(f"{job_id}@newest")
+
+
+def test_adapter_status_is_kept(store: Store, job_id: str) -> None:
+    store.append_events(job_id, 1, numbered(checkpoint(4)))
+    assert store.adapter(job_id).status == "registered"
+    store.mark_adapter(f"{job_id}@4", "failed", "no answer")
+    assert (store.adapter(job_id).status, store.adapter(job_id).error) == ("failed", "no answer")
+
+
+def test_adapter_pages(store: Store, job_id: str) -> None:
+    store.append_events(job_id, 1, numbered(*(checkpoint(step) for step in (1, 2, 3))))
+    page, more = store.adapters(limit=2)
+    assert ([a.step for a in page], more) == ([3, 2], True)
+    page, more = store.adapters(after=page[-1].name, limit=2)
+    assert ([a.step for a in page], more) == ([1], False)
+
+
+def test_odd_text_and_figures_are_kept_alike(store: Store, job_id: str) -> None:
+    odd = 'λ\u2028"\x00"\U0001f600'
+    events = numbered(sample(1, odd), metric(1, reward=None, big=1e300), ev.Log(message=odd))
+    store.append_events(job_id, 1, events)
+    kept = odd.replace("\x00", "\ufffd")
+    assert store.samples(job_id)[0].completion == kept
+    assert store.events_after(job_id, 2)[0].data["message"] == kept
+    assert store.metrics(job_id) == {"reward": [(1, None)], "big": [(1, 1e300)]}
+    done = store.finish(job_id, 1, "succeeded", result={"a": float("nan"), "b": [1, "\x00"]})
+    assert store.get_job(done.id).result == {"a": None, "b": [1, "\ufffd"]}
+
+
+def test_events_page_by_seq(store: Store, job_id: str) -> None:
+    store.append_events(job_id, 1, numbered(*(metric(step) for step in range(5))))
+    assert [e.seq for e in store.events_after(job_id, 2, limit=2)] == [3, 4]
+    (event,) = store.events_after(job_id, 4)
+    assert ev.parse(json.dumps(event.data)) == ev.Metric(
+        seq=5, time=1.7e9 + 5, step=4, metrics={"reward": 0.4}
+    )
+
+
+# --------------------------------------------------------------------------- metrics
+
+
+def test_thinning_keeps_extremes_and_ends(store: Store, job_id: str) -> None:
+    values = [0.5] * 1000
+    values[137], values[803] = 9.0, -9.0
+    store.append_events(
+        job_id, 1, numbered(*(metric(step, reward=v, few=v) for step, v in enumerate(values)))
+    )
+    points = store.metrics(job_id, keys=["reward"], max_points=50)["reward"]
+    assert len(points) <= 50
+    assert (137, 9.0) in points
+    assert (803, -9.0) in points
+    assert points[0] == (0, 0.5)
+    assert points[-1] == (999, 0.5)
+    assert points == sorted(points)
+    assert set(points) <= set(enumerate(values))
+
+
+def test_short_series_are_not_thinned(store: Store, job_id: str) -> None:
+    figures = [metric(1, a=1.0, b=None), metric(2, a=2.0), metric(3, a=3.0), metric(4, a=4.0)]
+    store.append_events(job_id, 1, numbered(*figures))
+    whole = {"a": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)], "b": [(1, None)]}
+    assert store.metrics(job_id, max_points=4) == whole == store.metrics(job_id)
+    assert store.metrics(job_id, after_step=2) == {"a": [(3, 3.0), (4, 4.0)]}
+    assert store.metrics(job_id, keys=["none"]) == {}
+
+
+def test_thinning_prefers_figures_to_gaps(store: Store, job_id: str) -> None:
+    values = [None if step % 2 else float(step) for step in range(100)]
+    store.append_events(
+        job_id, 1, numbered(*(metric(step, reward=v) for step, v in enumerate(values)))
+    )
+    points = store.metrics(job_id, max_points=10)["reward"]
+    assert sum(value is None for _, value in points) <= 1, "the last point may be a gap"

@@ -1,0 +1,71 @@
+"""What the store says when the database cannot do its work; and datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from service.store import NotFound, Store, StoreUnavailable
+from tests.support.jobs import spec
+
+
+def test_datasets_are_listed_newest_first(store: Store) -> None:
+    facts = {"filename": "a.jsonl", "rows": 3, "with_solution": 1, "bytes": 2**40, "sha256": "0"}
+    first = store.add_dataset(name="a", **facts)
+    second = store.add_dataset(name="b", **facts)
+    assert first.id.startswith("ds_")
+    assert store.get_dataset(first.id).bytes == 2**40
+    assert [d.id for d in store.list_datasets()[0]] == [second.id, first.id]
+    assert store.list_datasets(after=second.id, limit=1)[1] is False
+    with pytest.raises(NotFound):
+        store.get_dataset("ds_nope")
+
+
+def test_database_without_tables_says_to_migrate(empty_url: str) -> None:
+    with pytest.raises(StoreUnavailable, match="python -m service migrate") as refused:
+        Store(empty_url).ping()
+    assert refused.value.reason == "not_migrated"
+
+
+def test_unreachable_postgres_says_so_without_the_password() -> None:
+    with pytest.raises(StoreUnavailable, match="BRIDGE_DATABASE_URL") as refused:
+        Store("postgresql://user:secret@127.0.0.1:1/bridge").ping()
+    assert refused.value.reason == "unreachable"
+    assert "secret" not in refused.value.message
+
+
+def test_locked_sqlite_says_so(migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.database.BUSY_SECONDS", 0.1)
+    url = f"sqlite:///{migrated_sqlite}"
+    with Store(url).write() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(StoreUnavailable, match="locked") as refused:
+            Store(url).create_job(spec(), total_steps=1)
+    assert refused.value.reason == "locked"
+
+
+def test_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="folder exists") as refused:
+        Store(f"sqlite:///{tmp_path}/none/bridge.db").ping()
+    assert refused.value.reason == "unreachable"
+
+
+def test_full_disk_says_so(store: Store, engine_name: str) -> None:
+    with store.write() as session:
+        if engine_name == "sqlite":
+            pages = session.scalar(text("PRAGMA page_count"))
+            session.execute(text(f"PRAGMA max_page_count = {pages}"))
+    fill = {
+        "sqlite": "CREATE TABLE big AS SELECT randomblob(1000000) AS b",
+        "postgres": "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$",
+    }
+    with pytest.raises(StoreUnavailable, match="No space is left") as refused:
+        execute(store, fill[engine_name])
+    assert refused.value.reason == "full"
+
+
+def execute(store: Store, statement: str) -> None:
+    with store.write() as session:
+        session.execute(text(statement))

@@ -1,0 +1,336 @@
+"""Real worker processes and a scripted engine over SQLite: what survives whom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.store import JobRow, Store
+from tests.support.jobs import submit, wait_until
+from tests.support.scripted_engine import reward
+
+REPOSITORY = Path(__file__).parents[2]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
+    shutil.copyfile(migrated_sqlite, tmp_path / "bridge.db")
+    return tmp_path
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{home / 'bridge.db'}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Start]:
+    """Starts `python -m worker` with short times; ends what is left of them after the test."""
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start(**settings: object) -> subprocess.Popen[bytes]:
+        given = {
+            "HOME": home,
+            "ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
+            "LEASE_SECONDS": 1.5,
+            "HEARTBEAT_SECONDS": 0.2,
+            "GRACE_SECONDS": 3,
+            "RECONCILE_SECONDS": 0.2,
+            "POLL_SECONDS": 0.05,
+            **settings,
+        }
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
+        environment = clean | {f"BRIDGE_{name}": str(value) for name, value in given.items()}
+        with (home / "worker.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+            worker.send_signal(signal.SIGCONT)
+    for worker in workers:
+        try:
+            worker.wait(10)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def at_step(step: int) -> Callable[[JobRow], bool]:
+    return lambda job: job.progress_step >= step
+
+
+def ended(job: JobRow) -> bool:
+    return job.ended
+
+
+def pid_of(home: Path, job_id: str, name: str = "engine") -> int:
+    return int((home / "runs" / job_id / f"{name}.pid").read_text())
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    """Has the process ended (or will it, within the time)?"""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def assert_complete(store: Store, job_id: str, steps: int) -> None:
+    """Every figure and every sample of every step is there, once, as if nothing had happened."""
+    assert store.metrics(job_id) == {
+        "reward": [(step, reward(step)) for step in range(1, steps + 1)],
+        "tokens": [(step, float(step)) for step in range(1, steps + 1)],
+    }
+    samples = [(s.step, s.completion) for s in store.samples(job_id, limit=10_000)]
+    assert samples == [(step, str(step)) for step in range(steps, 0, -1)]
+    seqs = [event.seq for event in store.events_after(job_id, limit=10_000)]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_job_runs_to_its_end(store: Store, start: Start, home: Path) -> None:
+    job_id = submit(store, steps=10, every=4)
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt, job.progress_step) == ("succeeded", 1, 10)
+    assert job.result == {"best_step": 10, "accuracy_after": 0.5}
+    assert [c.step for c in store.checkpoints(job_id)] == [4, 8, 10]
+    assert_complete(store, job_id, 10)
+    assert store.events_after(job_id, limit=1000)[-1].type == "done"
+    assert (home / "runs" / job_id / "engine.log").exists()
+    assert f"claimed job={job_id} attempt=1 method=bridge" in (home / "worker.log").read_text()
+
+
+def test_a_killed_worker_costs_nothing_but_time(store: Store, start: Start, home: Path) -> None:
+    job_id = submit(store, steps=40, every=5, step_seconds=0.05, child=True)
+    first = start()
+    wait_until(store, job_id, at_step(12))
+    engine = pid_of(home, job_id)
+    first.kill()
+    assert gone(engine), "the engine notices and stops"
+    os.kill(pid_of(home, job_id, "child"), signal.SIGKILL)  # the script lets it outlive the engine
+    assert store.get_job(job_id).status == "running", "the lease has not run out yet"
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert [a.outcome for a in store.attempts(job_id)] == ["lost", "succeeded"]
+    resumed = [e.step for e in store.events_after(job_id, limit=1000) if e.type == "resume"]
+    assert resumed[0] is not None
+    assert resumed[0] >= 10, "from the newest checkpoint, not from the start"
+    assert_complete(store, job_id, 40)
+
+
+def test_cancel_lets_the_engine_save(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=1000, every=1000)
+    start()
+    wait_until(store, job_id, at_step(3))
+    assert store.request_cancel(job_id).status == "cancelling"
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.error) == ("cancelled", None)
+    assert store.events_after(job_id, limit=10_000)[-1].type == "stopped"
+    (saved,) = store.checkpoints(job_id)
+    assert saved.step == job.progress_step
+    assert [a.outcome for a in store.attempts(job_id)] == ["released"]
+
+
+def test_cancel_of_a_deaf_engine_kills_it_and_its_children(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=10, ignore_term=True, hang_at=2, child=True)
+    start(GRACE_SECONDS=0.5)
+    wait_until(store, job_id, at_step(2))
+    store.request_cancel(job_id)
+    assert wait_until(store, job_id, ended).status == "cancelled"
+    assert gone(pid_of(home, job_id))
+    assert gone(pid_of(home, job_id, "child"))
+
+
+def test_a_killed_engine_goes_on_from_its_checkpoint(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=20, every=4, kill_at=10)
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    first, _ = store.attempts(job_id)
+    assert first.error
+    assert (first.error["category"], first.error["code"]) == ("oom", "engine_killed")
+    assert_complete(store, job_id, 20)
+
+
+def test_an_engine_killed_before_its_first_checkpoint_starts_over(
+    store: Store, start: Start
+) -> None:
+    job_id = submit(store, steps=6, every=5, kill_at=3)
+    start()
+    assert wait_until(store, job_id, ended).status == "succeeded"
+    assert_complete(store, job_id, 6)
+
+
+def test_an_engine_that_is_always_killed_is_given_up(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=20, every=4, kill_always=6)
+    start(MAX_ATTEMPTS=2)
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("failed", 2)
+    assert job.error
+    assert (job.error["category"], job.error["code"]) == ("oom", "engine_killed")
+    assert "rollout.batch_size" in job.error["message"]
+
+
+def test_an_engine_that_leaves_without_a_word_is_quoted(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=5, exit_at=2)
+    start(MAX_ATTEMPTS=1)
+    job = wait_until(store, job_id, ended)
+    assert job.error
+    assert (job.status, job.error["code"]) == ("failed", "engine_exited")
+    assert "status 3" in job.error["message"]
+    assert "a last line on the way out" in job.error["message"]
+
+
+def test_an_error_the_engine_explains_is_not_tried_again(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=9, fail_at=3)
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("failed", 1)
+    assert job.error == {
+        "category": "user",
+        "code": "not_finite",
+        "message": "the loss is not a number",
+        "param": "optimizer.student_lr",
+        "retryable": False,
+    }
+    assert store.metrics(job_id)["reward"][-1] == (3, None)
+
+
+def test_an_engine_that_cannot_be_started_says_why(store: Store, start: Start) -> None:
+    job_id = submit(store)
+    start(MAX_ATTEMPTS=1, ENGINE_COMMAND="/no/such/program")
+    job = wait_until(store, job_id, ended)
+    assert job.error
+    assert (job.status, job.error["code"]) == ("failed", "engine_not_started")
+    assert "/no/such/program" in job.error["message"]
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_back(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=30, every=100, step_seconds=0.04)
+    first = start()
+    wait_until(store, job_id, at_step(4))
+    first.terminate()
+    assert first.wait(10) == 0
+    job = store.get_job(job_id)
+    assert (job.status, job.lost_attempts) == ("queued", 0)
+    assert job.checkpoint_step == job.progress_step, "the engine has saved"
+    start()
+    assert wait_until(store, job_id, ended).status == "succeeded"
+    assert [a.outcome for a in store.attempts(job_id)] == ["released", "succeeded"]
+    assert_complete(store, job_id, 30)
+
+
+def test_two_workers_run_a_job_once(store: Store, start: Start) -> None:
+    jobs = [submit(store, steps=8) for _ in range(4)]
+    start()
+    start()
+    for job_id in jobs:
+        assert wait_until(store, job_id, ended).status == "succeeded"
+        assert len(store.attempts(job_id)) == 1
+        assert_complete(store, job_id, 8)
+
+
+def test_slots_run_side_by_side(store: Store, start: Start) -> None:
+    jobs = [submit(store, steps=1000) for _ in range(2)]
+    start(WORKER_SLOTS=2)
+    for job_id in jobs:
+        wait_until(store, job_id, at_step(1))
+    assert [store.get_job(job_id).status for job_id in jobs] == ["running", "running"]
+
+
+def freeze(worker: subprocess.Popen[bytes], home: Path) -> None:
+    """Stops the worker, but not while it holds SQLite's write lock: it would stop everybody."""
+    for _ in range(100):
+        worker.send_signal(signal.SIGSTOP)
+        os.waitpid(worker.pid, os.WUNTRACED)  # until its last thread stands still
+        try:
+            with closing(sqlite3.connect(home / "bridge.db", timeout=0.2)) as probe:
+                probe.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            worker.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+    raise AssertionError("the worker never let go of the database")
+
+
+def test_a_paused_worker_that_wakes_too_late_is_fenced_off(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    first = start()
+    wait_until(store, job_id, at_step(6))
+    engine = pid_of(home, job_id)
+    freeze(first, home)
+    start(GRACE_SECONDS=20)
+    wait_until(store, job_id, lambda job: job.attempt == 2)
+    os.kill(first.pid, signal.SIGCONT)
+    assert gone(engine), "the first worker kills its engine: the job is not its own any more"
+    assert wait_until(store, job_id, ended).status == "succeeded"
+    assert_complete(store, job_id, 60)
+
+
+def test_a_lost_run_directory_starts_over_without_losing_count(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=30, every=5, step_seconds=0.04)
+    first = start()
+    wait_until(store, job_id, at_step(7))
+    first.terminate()
+    first.wait(10)
+    shutil.rmtree(home / "runs" / job_id)
+    start()
+    assert wait_until(store, job_id, ended).status == "succeeded"
+    assert_complete(store, job_id, 30)
+
+
+def test_worker_waits_for_the_tables(home: Path, store: Store, start: Start) -> None:
+    (home / "bridge.db").rename(home / "later.db")
+    worker = start()
+    until = time.monotonic() + 20
+    while "python -m service migrate" not in (home / "worker.log").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert worker.poll() is None
+    for leftover in home.glob("bridge.db*"):
+        leftover.unlink()
+    (home / "later.db").rename(home / "bridge.db")
+
+
+def test_worker_loads_no_torch() -> None:
+    code = (
+        "import sys, worker.__main__, worker.local, worker.relay, worker.tasks;"
+        "print({'torch', 'transformers', 'peft', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,151 @@
+"""An engine that trains nothing: it writes the events of a run as a script says.
+
+It keeps the real engine's manners (resume, SIGTERM, parent pipe, exit statuses), so that the worker
+can be tested in milliseconds, and breaks them where the script tells it to. The script is JSON in
+the job's name; all times in seconds:
+
+    step_seconds   time a step takes (0.02)
+    kill_at        dies by SIGKILL after this step, the first time it gets there
+    kill_always    dies by SIGKILL after this step, every time
+    exit_at        leaves with status 3 and no word after this step, every time
+    fail_at        reports figures that are not numbers, then an error, after this step
+    hang_at        stops doing anything after this step
+    ignore_term    does not hear SIGTERM
+    child          starts a child process of its own that would outlive it; its pid: RUN/child.pid
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from bridge_engine import events as ev
+
+
+def reward(step: int) -> float:
+    """The figure of a step: a function of the step alone, as in a run that resumes exactly."""
+    return (step * 37 % 100) / 100
+
+
+class ScriptedEngine:
+    """One process of a scripted run."""
+
+    def __init__(self, spec: dict[str, Any], run: Path) -> None:
+        self.run = run
+        self.steps: int = spec["steps"]
+        self.every: int = spec["checkpoint"]["every"]
+        self.script: dict[str, Any] = json.loads(spec["name"] or "{}")
+        self.writer = ev.EventWriter(run)
+        self.stopping = False
+
+    def main(self) -> int:
+        """Runs to the end; the exit status."""
+        if self.script.get("ignore_term"):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, self._on_term)
+        (self.run / "engine.pid").write_text(str(os.getpid()))
+        if self.script.get("child"):
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            (self.run / "child.pid").write_text(str(child.pid))
+        step = self._resume()
+        self.writer.emit(ev.Phase(phase="training"))
+        while step < self.steps:
+            time.sleep(self.script.get("step_seconds", 0.02))
+            step += 1
+            self._report(step)
+            if (failed := self._misbehave(step)) is not None:
+                return failed
+            if step % self.every == 0 or step == self.steps or self.stopping:
+                self._save(step)
+            if self.stopping and step < self.steps:
+                self.writer.emit(ev.Stopped(step=step))
+                return ev.EXIT_STOPPED
+        self.writer.emit(ev.Done(step=step, result={"best_step": step, "accuracy_after": 0.5}))
+        return ev.EXIT_DONE
+
+    def _on_term(self, *_: object) -> None:
+        self.stopping = True
+
+    def _resume(self) -> int:
+        saved = sorted((self.run / "checkpoints").glob("step-*"))
+        step = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        if self.writer.path.exists():
+            self.writer.emit(ev.Resume(step=step))
+        return step
+
+    def _report(self, step: int) -> None:
+        self.writer.emit(ev.Metric(step=step, metrics={"reward": reward(step), "tokens": step}))
+        sample = {"source": "rollout", "problem": f"{step}+0=", "completion": str(step)}
+        self.writer.emit(ev.Sample(step=step, gold=str(step), reward=1.0, **sample))
+
+    def _save(self, step: int) -> None:
+        name = f"step-{step:06d}"
+        for folder in ("checkpoints", "adapters"):
+            (self.run / folder / name).mkdir(parents=True, exist_ok=True)
+        self.writer.emit(
+            ev.Checkpoint(
+                step=step,
+                path=f"checkpoints/{name}",
+                adapter=f"adapters/{name}",
+                sha256="0" * 64,
+                rank=8,
+                accuracy=reward(step),
+            )
+        )
+
+    def _misbehave(self, step: int) -> int | None:
+        script, marker = self.script, self.run / "killed"
+        if script.get("kill_always") == step or (
+            script.get("kill_at") == step and not marker.exists()
+        ):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if script.get("exit_at") == step:
+            print("a last line on the way out", flush=True)
+            return 3
+        if script.get("fail_at") == step:
+            self.writer.emit(ev.Metric(step=step, metrics={"reward": float("nan")}))
+            message = "the loss is not a number"
+            self.writer.emit(
+                ev.Failed(
+                    step=step,
+                    category="user",
+                    code="not_finite",
+                    message=message,
+                    param="optimizer.student_lr",
+                )
+            )
+            return ev.EXIT_FAILED
+        while script.get("hang_at") == step:
+            time.sleep(0.1)
+        return None
+
+
+def leave_with_parent(pipe: int) -> None:
+    """Ends this process when the worker's end of the pipe closes."""
+
+    def watch() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=["run"])
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--parent-pipe", type=int, required=True)
+    given = parser.parse_args()
+    leave_with_parent(given.parent_pipe)
+    raise SystemExit(ScriptedEngine(json.loads(given.spec.read_text()), given.dir).main())

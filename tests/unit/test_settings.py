@@ -1,0 +1,71 @@
+"""Settings: defaults that work, paths that mean the same in every process, clear refusals."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, explain
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("BRIDGE_"):
+            monkeypatch.delenv(name)
+
+
+def test_everything_lies_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    home = tmp_path / ".bridge"
+    assert settings.home == home
+    assert settings.database_url == f"sqlite:///{home}/bridge.db"
+    assert settings.datasets_dir == home / "datasets"
+    assert settings.run_dir("job_1") == home / "runs" / "job_1"
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_HOME", "here")
+    monkeypatch.setenv("BRIDGE_UPLOADS_DIR", "there")
+    settings = Settings()
+    monkeypatch.chdir("/")
+    assert (settings.home, settings.datasets_dir) == (tmp_path / "here", tmp_path / "there")
+
+
+def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BRIDGE_HOME", "BRIDGE_PORT", "BRIDGE_DATABASE_URL", "BRIDGE_ENGINE_COMMAND"):
+        monkeypatch.setenv(name, "")
+    settings = Settings()
+    assert settings.home.name == ".bridge"
+    assert settings.port == 8000
+    assert settings.engine_command == [sys.executable, "-m", "bridge_engine"]
+
+
+@pytest.mark.parametrize("given", ['python -m "my engine"', '["python", "-m", "my engine"]'])
+def test_engine_command_is_words_or_json(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_ENGINE_COMMAND", given)
+    assert Settings().engine_command == ["python", "-m", "my engine"]
+
+
+def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least twice BRIDGE_HEARTBEAT_SECONDS"):
+        Settings(lease_seconds=5, heartbeat_seconds=3)
+
+
+def test_mistakes_are_told_by_the_variables_name_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BRIDGE_PORT", "eighty")
+    monkeypatch.setenv("BRIDGE_DATABASE_URL", "mysql://user:secret@host/db")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = explain(refused.value)
+    assert "BRIDGE_PORT: Input should be a valid integer" in told
+    assert "BRIDGE_DATABASE_URL: 'mysql' is not a database Bridge can use" in told
+    assert "secret" not in told
