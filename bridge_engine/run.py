@@ -55,20 +55,18 @@ def run(spec_path: Path, directory: Path) -> int:
     """Runs a spec file in a directory; every outcome is an event and an exit status."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        spec = read_spec(spec_path)
-        directory.mkdir(parents=True, exist_ok=True)
-    except EngineError as error:
-        print(error.message, file=sys.stderr)
-        return EXIT_FAILED
+    directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
         events = EventWriter(directory)
         try:
-            return _train(spec, directory, events, stop)
+            return _train(read_spec(spec_path), directory, events, stop)
+        except EngineError as error:  # explains itself: a traceback would only bury it
+            print(error.message, file=sys.stderr)
+            events.emit(_as_event(error))
         except BaseException as error:
             traceback.print_exc()
             events.emit(_as_event(error))
-            return EXIT_FAILED
+        return EXIT_FAILED
 
 
 def _train(spec: TrainSpec, directory: Path, events: EventWriter, stop: threading.Event) -> int:

@@ -274,7 +274,8 @@ class Trainer:
             )
         # A policy of NaNs answers nothing right, so its groups are all equal and its gradient is 0:
         # without this look it would go on for ever.
-        _refuse_non_finite({"the policy's log-probability": sum(sum(c.logprobs) for c in completions)})
+        total = sum(sum(c.logprobs) for c in completions)
+        _refuse_non_finite({"the policy's log-probability": total})
         return completions
 
     def _judge(self, golds: list[str], completions: list[Completion]) -> list[Verdict]:

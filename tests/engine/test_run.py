@@ -213,4 +213,6 @@ def test_a_bad_spec_is_refused_in_one_sentence_before_anything_starts(tmp_path, 
     assert status == EXIT_FAILED
     assert says in output
     assert "Traceback" not in output
-    assert not engine.run_dir.exists()
+    failure = engine.events()[-1]
+    assert (failure.type, failure.category, failure.code) == ("error", "user", "invalid_spec")
+    assert says in failure.message
