@@ -238,3 +238,31 @@ def test_student_teacher_and_shadow_have_one_shape_and_the_rank_of_the_spec():
     assert shapes[0] == shapes[1] == shapes[2]
     assert {s[0] for s in shapes[0][::2]} == {3} == {s[1] for s in shapes[0][1::2]}
     assert LoraSpec().rank == 8
+
+
+def test_lambda_one_with_equal_shadow_is_plain_rl_for_ever():
+    """While θ̂ = θ the two J_RL cancel to the last bit, so the teacher never moves, so θ̂ = θ."""
+    together = random_policy(*NAMES)
+    together.adapters.copy("student", "shadow")
+    alone = random_policy("student", "teacher")
+    bridge, rl = make_method(BridgeOptions(**{"lambda": 1.0})), make_method(RlOptions())
+    adam = OptimizerSpec()
+    sets = {n: ParameterSet(n, together.adapters.parameters(n), adam, ALPHA) for n in NAMES}
+    plain = {"student": ParameterSet("s", alone.adapters.parameters("student"), adam, ALPHA)}
+    fixed = [p.detach().clone() for p in together.adapters.parameters("teacher")]
+    for step in range(5):
+        rollouts = random_sequences(6, seed=step, with_rollout=True)
+        for policy, method, moving in ((together, bridge, sets), (alone, rl, plain)):
+            objectives = TokenObjectives(
+                policy, method, demos=DEMOS, rollouts=rollouts, rl=RlSpec(), micro_batch=4
+            )
+            objectives.has_teacher = True  # plain RL beside a teacher that is there and stands
+            method.step(objectives, moving, step, 5)
+    teacher, shadow = (together.adapters.parameters(n) for n in ("teacher", "shadow"))
+    assert all(torch.equal(a, b) for a, b in zip(teacher, fixed, strict=True))
+    student = together.adapters.parameters("student")
+    assert all(torch.equal(a, b) for a, b in zip(student, shadow, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(student, alone.adapters.parameters("student"), strict=True)
+    )
