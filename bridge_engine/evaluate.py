@@ -21,7 +21,8 @@ def wilson_interval(right: int, total: int, z: float = Z95) -> tuple[float, floa
     share, z2 = right / total, z * z
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # exact at the ends, where rounding would leave 3e-18 for a bound that is 0
+    return (0.0 if right == 0 else centre - half), (1.0 if right == total else centre + half)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,15 @@ class ParameterSet:
         else:
             self.optimizer = torch.optim.SGD(self.tensors, lr=learning_rate)
 
-    def ascend(self, gradient: Vector) -> float:
+    def restart(self) -> None:
+        """Forgets the optimiser's moments and its warmup; the parameters stay."""
+        self.optimizer.state.clear()
+        self._steps_taken = 0
+
+    def ascend(self, gradient: Vector, learning_rate: float | None = None) -> float:
         """One optimiser step up the gradient of an objective; returns its norm before clipping.
+
+        At the set's own learning rate, unless another is given.
 
         Raises EngineError(`non_finite_gradient`) before anything is changed if it is NaN or Inf.
         """
@@ -53,7 +60,7 @@ class ParameterSet:
         self._steps_taken += 1
         warm = min(1.0, self._steps_taken / (self._warmup + 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * warm
+            group["lr"] = (learning_rate or self.learning_rate) * warm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

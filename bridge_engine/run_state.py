@@ -81,7 +81,7 @@ class RunState:
         directory: Path,
         spec: TrainSpec,
         policy: Policy,
-        method: Method,
+        method: Method[Any],
         sets: Mapping[str, ParameterSet],
         template: TemplateSpec,
     ) -> None:
@@ -107,11 +107,11 @@ class RunState:
 
         publish(folder, write, expected_bytes=size)
         adapter = self.exports / step_folder(progress.step)
-        names = self.method.policy
+        names = self.method.options.policy
         rank = exported_rank(self.policy.adapters, names)
         card = AdapterCard(
             base_model=self.spec.model,
-            method=self.method.name,
+            method=self.spec.method.name,
             step=progress.step,
             rank=rank,
             template=self.template.model_dump(),

@@ -11,24 +11,15 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-
-class SpecModel(BaseModel):
-    """Strict by intent: an unknown field is an error, never silently ignored."""
-
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, validate_default=True, populate_by_name=True
-    )
+from bridge_engine.method_options import MethodOptions
+from bridge_engine.spec_base import SpecModel
 
 
 def _impossible(param: str, message: str) -> PydanticCustomError:
@@ -36,84 +27,6 @@ def _impossible(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(
         "impossible_combination", "{message}", {"message": message, "param": param}
     )
-
-
-# --------------------------------------------------------------------------- methods
-
-
-class LambdaSchedule(SpecModel):
-    """λ over the steps of a run; linear between its two ends."""
-
-    start: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """λ of the first step. 0 is imitation alone."""
-    end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """λ of the last step. 1 is reinforcement alone."""
-
-    def at(self, step: int, steps: int) -> float:
-        """λ of 0-based `step` in a run of `steps`."""
-        fraction = step / (steps - 1) if steps > 1 else 1.0
-        return self.start + (self.end - self.start) * fraction
-
-
-class SftOptions(SpecModel):
-    """Supervised fine-tuning on the demonstrations alone."""
-
-    name: Literal["sft"] = "sft"
-
-
-class RlOptions(SpecModel):
-    """GRPO from the base model ("RL-zero" in the paper): no demonstrations."""
-
-    name: Literal["rl"] = "rl"
-
-
-class BridgeOptions(SpecModel):
-    """BRIDGE: SFT leads, RL follows, joined by the cooperative gain (arXiv 2509.06948)."""
-
-    name: Literal["bridge"] = "bridge"
-    lambda_: Annotated[
-        Annotated[float, Field(ge=0, le=1), Tag("constant")]
-        | Annotated[LambdaSchedule, Tag("schedule")],
-        Discriminator(lambda v: "schedule" if isinstance(v, dict | LambdaSchedule) else "constant"),
-    ] = Field(default=0.5, alias="lambda")
-    """Weight of RL against SFT: a constant in 0…1, or {start, end} for a linear schedule.
-    Constants in 0.3…0.7 are robust by the paper's own account."""
-    meta: bool = True
-    """False drops the cooperative gain from the teacher's objective (the paper's ablation)."""
-
-    def lambda_at(self, step: int, steps: int) -> float:
-        """λ of 0-based `step` in a run of `steps`."""
-        if isinstance(self.lambda_, LambdaSchedule):
-            return self.lambda_.at(step, steps)
-        return self.lambda_
-
-
-METHODS: dict[str, type[SftOptions] | type[RlOptions] | type[BridgeOptions]] = {
-    "sft": SftOptions,
-    "rl": RlOptions,
-    "bridge": BridgeOptions,
-}
-LEARNS_FROM_DEMOS = frozenset({"sft", "bridge"})
-LEARNS_FROM_REWARD = frozenset({"rl", "bridge"})
-
-
-def _method_from_name(value: Any) -> Any:
-    """`method: bridge` is short for `method: {name: bridge}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _method_tag(value: Any) -> str | None:
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return name if isinstance(name, str) else None
-
-
-MethodOptions = Annotated[
-    Annotated[SftOptions, Tag("sft")]
-    | Annotated[RlOptions, Tag("rl")]
-    | Annotated[BridgeOptions, Tag("bridge")],
-    Discriminator(_method_tag),
-    BeforeValidator(_method_from_name),
-]
 
 
 # --------------------------------------------------------------------------- data
@@ -291,7 +204,8 @@ class TrainSpec(SpecModel):
     name: Annotated[str, Field(max_length=200)] | None = None
     """A name for people; jobs are told apart by their id."""
     method: MethodOptions
-    """`sft`, `rl` or `bridge`; or an object with the method's options."""
+    """`sft`, `rl`, `cold_start`, `alternating`, `mix` or `bridge`; or an object with the method's
+    options."""
     model: str = "bridge-tiny"
     """The base model: a built-in name, a folder's name under BRIDGE_MODEL_DIR, or a Hugging Face
     hub id."""
@@ -317,13 +231,15 @@ class TrainSpec(SpecModel):
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSpec:
-        name = self.method.name
-        if name in LEARNS_FROM_DEMOS and self.data.demos is None:
+        name, learns_from = self.method.name, self.method.learns_from
+        if "demos" in learns_from and self.data.demos is None:
             raise _impossible("data.demos", f"method {name} learns from demonstrations: name them")
-        if name in LEARNS_FROM_REWARD and self.data.prompts is None:
+        if "rewards" in learns_from and self.data.prompts is None:
             raise _impossible(
                 "data.prompts", f"method {name} learns from rewarded exploration: name the problems"
             )
+        if name == "cold_start" and self.steps < 2:
+            raise _impossible("steps", "method cold_start needs a step of SFT and one of RL: 2")
         if self.rl.clip_high < self.rl.clip_low:
             raise _impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
         return self

@@ -7,6 +7,7 @@ changes memory and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class TokenObjectives:
     def __init__(
         self,
         policy: Policy,
-        method: Method,
+        method: Method[Any],
         *,
         demos: Sequence[TokenSequence] = (),
         rollouts: Sequence[TokenSequence] = (),
@@ -35,7 +36,7 @@ class TokenObjectives:
         micro_batch: int,
     ) -> None:
         self.policy = policy
-        self.has_teacher = "teacher" in method.parameter_sets
+        self.has_teacher = "teacher" in method.options.adapters
         self.rl = rl
         self.micro_batch = micro_batch
         self.demos = demos

@@ -22,7 +22,7 @@ from bridge_engine.rollout import Completion, SamplingParams, sample
 from bridge_engine.run_state import Progress, RunState
 from bridge_engine.seeding import epoch_draw, generator
 from bridge_engine.sequences import TokenSequence
-from bridge_engine.spec import LEARNS_FROM_DEMOS, LEARNS_FROM_REWARD, TrainSpec
+from bridge_engine.spec import TrainSpec
 from bridge_engine.template import demonstration, prompt_tokens, resolve_template
 from bridge_engine.token_objectives import TokenObjectives
 
@@ -45,14 +45,12 @@ class Trainer:
         self.stop_requested = stop_requested
         self.phase = "loading"
         self.method = make_method(spec.method)
-        self.uses_demos = spec.method.name in LEARNS_FROM_DEMOS
-        self.uses_rewards = spec.method.name in LEARNS_FROM_REWARD
 
         self.policy = Policy.load(spec.model, spec.lora, spec.runtime)
         self.template = resolve_template(spec.template, self.policy.tokenizer)
-        for name in self.method.parameter_sets:
+        for name in self.method.options.adapters:
             self.policy.adapters.add(name, spec.seed)
-        if "shadow" in self.method.parameter_sets:
+        if "shadow" in self.method.options.adapters:
             self.policy.adapters.copy("student", "shadow")
         rates = {"teacher": spec.optimizer.teacher_lr}
         self.sets = {
@@ -62,7 +60,7 @@ class Trainer:
                 spec.optimizer,
                 rates.get(name, spec.optimizer.student_lr),
             )
-            for name in self.method.parameter_sets
+            for name in self.method.options.adapters
         }
         self._load_data()
         self.verifier = Verifier(timeout_s=spec.rl.verifier_timeout)
@@ -75,9 +73,10 @@ class Trainer:
         self.prompts: list[Example] = []
         self.demos: list[TokenSequence] = []
         self.held_out: list[Example] = []
-        if self.uses_rewards and data.prompts is not None:
+        learns_from = self.spec.method.learns_from
+        if "rewards" in learns_from and data.prompts is not None:
             self.prompts = self._fitting(load(data.prompts, "prompts"), "data.prompts")
-        if self.uses_demos and data.demos is not None:
+        if "demos" in learns_from and data.demos is not None:
             self.demos = self._demonstrations(load(data.demos, "demos"))
         if data.eval is not None:
             self.held_out = self._fitting(load(data.eval, "eval"), "data.eval")
@@ -165,19 +164,18 @@ class Trainer:
     def _step(self, step: int) -> Metrics:
         metrics: Metrics = {}
         rollouts: list[TokenSequence] = []
-        if self.uses_rewards:
-            rollouts, metrics = self._explore(step)
-        demos = (
-            epoch_draw(
+        demos: list[TokenSequence] = []
+        turns = self.spec.method.turns(step, self.spec.steps)
+        if turns.rewards is not None:
+            rollouts, metrics = self._explore(step, turns.rewards)
+        if turns.demos is not None:
+            demos = epoch_draw(
                 self.demos,
                 self.spec.sft.batch_size,
                 seed=self.spec.seed,
                 purpose="demos",
-                step=step,
+                step=turns.demos,
             )
-            if self.uses_demos
-            else []
-        )
         objectives = TokenObjectives(
             self.policy,
             self.method,
@@ -193,11 +191,11 @@ class Trainer:
 
     # ------------------------------------------------------------------ exploring and measuring
 
-    def _explore(self, step: int) -> tuple[list[TokenSequence], Metrics]:
-        """One batch of rollouts from the policy, verified and with their advantages."""
+    def _explore(self, step: int, turn: int) -> tuple[list[TokenSequence], Metrics]:
+        """The `turn`-th batch of rollouts from the policy, verified and with their advantages."""
         spec = self.spec.rollout
         problems = epoch_draw(
-            self.prompts, spec.prompts_per_step, seed=self.spec.seed, purpose="prompts", step=step
+            self.prompts, spec.prompts_per_step, seed=self.spec.seed, purpose="prompts", step=turn
         )
         prompts = [self._prompt(e) for e in problems]
         began = time.monotonic()
@@ -261,7 +259,7 @@ class Trainer:
         rng = None
         if params.temperature > 0:
             rng = generator(self.spec.seed, "rollouts", index)
-        with self.policy.using(*self.method.policy, merged=self.spec.rollout.merge_weights):
+        with self.policy.using(*self.method.options.policy, merged=self.spec.rollout.merge_weights):
             completions = sample(
                 self.policy.model,
                 prompts,

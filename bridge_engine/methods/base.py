@@ -11,8 +11,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Generic, Protocol, TypeVar
 
+from bridge_engine.method_options import Options
 from bridge_engine.objectives import Metrics
 from bridge_engine.vector import Vector
 
@@ -48,19 +49,23 @@ class Objectives(Protocol):
 class Movable(Protocol):
     """A parameter set that can be moved."""
 
-    def ascend(self, gradient: Vector) -> float:
-        """Moves along the gradient; returns its norm."""
+    def ascend(self, gradient: Vector, learning_rate: float | None = None) -> float:
+        """Moves along the gradient, at the set's own rate unless told another; returns its norm."""
+        ...
+
+    def restart(self) -> None:
+        """Forgets the optimiser's moments and its warmup, keeps the parameters."""
         ...
 
 
-class Method(ABC):
-    """One way of combining SFT and RL."""
+OptionsT = TypeVar("OptionsT", bound=Options)
 
-    name: ClassVar[str]
-    parameter_sets: tuple[str, ...]
-    """The adapters that exist, `student` first; the shadow starts as a copy of the student."""
-    policy: tuple[str, ...]
-    """The adapters whose sum is the policy: what explores, is evaluated and exported."""
+
+class Method(ABC, Generic[OptionsT]):
+    """One way of combining SFT and RL. `options` says which adapters it trains, and from what."""
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
 
     @abstractmethod
     def step(

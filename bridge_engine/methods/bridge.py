@@ -28,20 +28,13 @@ Deviations, and what the paper leaves open:
 
 from collections.abc import Mapping
 
+from bridge_engine.method_options import BridgeOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
 from bridge_engine.objectives import Metrics
-from bridge_engine.spec import BridgeOptions
 
 
-class Bridge(Method):
+class Bridge(Method[BridgeOptions]):
     """Cooperative SFT and RL."""
-
-    name = "bridge"
-
-    def __init__(self, options: BridgeOptions) -> None:
-        self.options = options
-        self.policy = ("student", "teacher")
-        self.parameter_sets = (*self.policy, "shadow") if options.meta else self.policy
 
     def step(
         self, objectives: Objectives, sets: Mapping[str, Movable], step: int, steps: int

@@ -8,20 +8,13 @@ clipping never bites.
 
 from collections.abc import Mapping
 
+from bridge_engine.method_options import RlOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
 from bridge_engine.objectives import Metrics
-from bridge_engine.spec import RlOptions
 
 
-class Rl(Method):
+class Rl(Method[RlOptions]):
     """θ ← θ + α ∇ J_RL(θ)."""
-
-    name = "rl"
-    parameter_sets = ("student",)
-    policy = ("student",)
-
-    def __init__(self, options: RlOptions) -> None:
-        self.options = options
 
     def step(
         self, objectives: Objectives, sets: Mapping[str, Movable], step: int, steps: int

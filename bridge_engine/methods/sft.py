@@ -2,20 +2,13 @@
 
 from collections.abc import Mapping
 
+from bridge_engine.method_options import SftOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
 from bridge_engine.objectives import Metrics
-from bridge_engine.spec import SftOptions
 
 
-class Sft(Method):
+class Sft(Method[SftOptions]):
     """θ ← θ + α ∇ J_SFT(θ), with J_SFT the mean log-likelihood of a demonstration token."""
-
-    name = "sft"
-    parameter_sets = ("student",)
-    policy = ("student",)
-
-    def __init__(self, options: SftOptions) -> None:
-        self.options = options
 
     def step(
         self, objectives: Objectives, sets: Mapping[str, Movable], step: int, steps: int

@@ -1,6 +1,6 @@
 """What a job will cost, from its spec and the model's config alone: an order of magnitude.
 
-    rollouts     = steps × prompts_per_step × group_size                    (rl, bridge)
+    rollouts     = steps × prompts_per_step × group_size       (in steps that explore)
     max tokens   = rollouts × max_new_tokens + steps × sft.batch_size × sft.max_tokens
     adapter      = Σ over adapted layers of rank × (inputs + outputs); bridge trains three of them
                    (student, teacher, shadow) and exports two of them as one
@@ -26,11 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bridge_engine.catalog import ModelInfo
-from bridge_engine.spec import LEARNS_FROM_DEMOS, LEARNS_FROM_REWARD, TrainSpec
-
-_ADAPTERS = {"bridge": 3}
-"""Adapters in training by method; one where nothing is said."""
-_EXPORTED = {"bridge": 2}
+from bridge_engine.spec import TrainSpec
 
 
 class Estimates(BaseModel):
@@ -56,13 +52,14 @@ class Estimates(BaseModel):
 
 def estimate(spec: TrainSpec, model: ModelInfo) -> Estimates:
     """The estimates of a resolved spec; the formulas are on top of this page."""
-    method = spec.method.name
+    method = spec.method
     per_step = spec.rollout.prompts_per_step * spec.rollout.group_size
-    rollouts = spec.steps * per_step if method in LEARNS_FROM_REWARD else 0
-    demos = spec.steps * spec.sft.batch_size if method in LEARNS_FROM_DEMOS else 0
+    demo_steps, reward_steps = method.totals(spec.steps)
+    rollouts = reward_steps * per_step
+    demos = demo_steps * spec.sft.batch_size
     longest_demo = spec.sft.max_tokens or model.context
     one = _adapter_parameters(model.config, spec.lora.rank, spec.lora.target_modules)
-    adapters = one * _ADAPTERS.get(method, 1) if one is not None else None
+    adapters = one * len(method.adapters) if one is not None else None
     sequences = max(per_step if rollouts else 0, spec.sft.batch_size if demos else 0)
     return Estimates(
         steps=spec.steps,
@@ -70,7 +67,7 @@ def estimate(spec: TrainSpec, model: ModelInfo) -> Estimates:
         max_tokens=rollouts * spec.rollout.max_new_tokens + demos * longest_demo,
         model_parameters=model.parameters,
         adapter_parameters=adapters,
-        exported_rank=spec.lora.rank * _EXPORTED.get(method, 1),
+        exported_rank=spec.lora.rank * len(method.policy),
         memory_bytes=_memory(spec, model, adapters, sequences),
     )
 
@@ -82,7 +79,7 @@ def _memory(spec: TrainSpec, model: ModelInfo, adapters: int | None, sequences: 
         return None
     # `auto` is bfloat16 on a GPU, float32 on a CPU; only the worker will know: count the larger.
     width = 2 if spec.runtime.dtype == "bfloat16" else 4
-    copies = 2 if spec.rollout.merge_weights and spec.method.name in LEARNS_FROM_REWARD else 1
+    copies = 2 if spec.rollout.merge_weights and "rewards" in spec.method.learns_from else 1
     length = min(model.context, max(512, 2 * spec.rollout.max_new_tokens))
     tokens = min(spec.runtime.micro_batch, sequences) * length
     activations = tokens * (17 * width * hidden * layers + 8 * vocabulary)

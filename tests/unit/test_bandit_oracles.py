@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from bridge_engine.method_options import BridgeOptions
 from bridge_engine.methods import Bridge, Gradient, Method
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import BridgeOptions, OptimizerSpec
+from bridge_engine.spec import OptimizerSpec
 from bridge_engine.vector import Vector
 
 EXACT = OptimizerSpec(name="sgd", max_grad_norm=None)
@@ -141,7 +142,7 @@ def test_lambda_schedule_runs_from_its_start_to_its_end():
     movable = SimpleNamespace(ascend=lambda g: 0.0)
     method = Bridge(options)
     for step in range(4):
-        method.step(objectives, dict.fromkeys(method.parameter_sets, movable), step, 4)
+        method.step(objectives, dict.fromkeys(method.options.adapters, movable), step, 4)
     assert [call for call in seen if call[0] == "student"] == [
         ("student", 0.8, 0.2),
         ("student", 0.6, 0.4),

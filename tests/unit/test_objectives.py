@@ -95,6 +95,8 @@ def test_wilson_interval_matches_published_values():
     # Newcombe 1998, table I, method 3 (score): 81/263 and 0/20
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(0, 64)[0] == 0.0
+    assert wilson_interval(64, 64)[1] == 1.0
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from bridge_engine.methods import make_method
-from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import (
+from bridge_engine.method_options import (
+    METHODS,
+    AlternatingOptions,
     BridgeOptions,
-    LoraSpec,
-    OptimizerSpec,
+    ColdStartOptions,
+    MixOptions,
     RlOptions,
-    RlSpec,
     SftOptions,
 )
+from bridge_engine.methods import make_method
+from bridge_engine.parameters import ParameterSet
+from bridge_engine.spec import LoraSpec, OptimizerSpec, RlSpec
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.tiny import random_model, random_policy, random_sequences
 
@@ -156,15 +158,79 @@ def test_sft_and_rl_climb_their_own_objective_alone():
     assert_same(moved["student"], reference.moved("student", ALPHA, g))
 
 
-@pytest.mark.parametrize(
-    "options", [SftOptions(), RlOptions(), BridgeOptions()], ids=lambda o: o.name
-)
+@pytest.mark.parametrize("options", [page() for page in METHODS.values()], ids=lambda o: o.name)
 def test_accumulation_is_invariant(options):
-    names = make_method(options).parameter_sets
+    names = options.adapters
     whole, _ = one_step(options, names, micro_batch=64)
     single, _ = one_step(options, names, micro_batch=1)
     for name in names:
         assert_same(single[name], [p.detach() for p in whole[name]], tolerance=1e-8)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_mix_climbs_the_weighted_sum_of_both_objectives(lam):
+    moved, _ = one_step(MixOptions(**{"lambda": lam}), ("student",))
+    reference = Reference(random_policy("student"), ("student",))
+    objective = (1 - lam) * reference.j_sft(DEMOS, ("student",)) + lam * reference.j_rl(
+        ROLLOUTS, ("student",)
+    )
+    g = reference.gradient(objective, "student")
+    assert_same(moved["student"], reference.moved("student", ALPHA, g))
+
+
+def run_steps(options, count, optimizer):
+    """The student after `count` steps on ever new data."""
+    policy = random_policy("student")
+    method = make_method(options)
+    student = ParameterSet("student", policy.adapters.parameters("student"), optimizer, ALPHA)
+    for step in range(count):
+        objectives = TokenObjectives(
+            policy,
+            method,
+            demos=random_sequences(3, seed=step),
+            rollouts=random_sequences(4, seed=100 + step, with_rollout=True),
+            rl=RlSpec(),
+            micro_batch=64,
+        )
+        method.step(objectives, {"student": student}, step, count)
+    return policy, student
+
+
+def climbed_by_hand(kinds, optimizer, restart_at=None):
+    """The same by a list of "sft" and "rl", one objective a step."""
+    policy = random_policy("student")
+    student = ParameterSet("student", policy.adapters.parameters("student"), optimizer, ALPHA)
+    for step, kind in enumerate(kinds):
+        if step == restart_at:
+            student = ParameterSet(
+                "student", policy.adapters.parameters("student"), optimizer, ALPHA
+            )
+        objectives = TokenObjectives(
+            policy,
+            make_method(RlOptions()),
+            demos=random_sequences(3, seed=step),
+            rollouts=random_sequences(4, seed=100 + step, with_rollout=True),
+            rl=RlSpec(),
+            micro_batch=64,
+        )
+        student.ascend(objectives.gradient("student", **{kind: 1.0}).theta)
+    return student
+
+
+def test_alternating_takes_its_steps_in_turn_with_one_optimiser():
+    options = AlternatingOptions(sft_steps=2, rl_steps=1)
+    _, student = run_steps(options, 5, OptimizerSpec())
+    expected = climbed_by_hand(["sft", "sft", "rl", "sft", "sft"], OptimizerSpec())
+    assert_same(student.tensors, [t.detach() for t in expected.tensors])
+
+
+def test_cold_start_is_sft_and_then_rl_with_a_fresh_optimiser():
+    optimizer = OptimizerSpec(warmup_steps=1)
+    _, student = run_steps(ColdStartOptions(sft_fraction=0.4), 5, optimizer)
+    expected = climbed_by_hand(["sft", "sft", "rl", "rl", "rl"], optimizer, restart_at=2)
+    assert_same(student.tensors, [t.detach() for t in expected.tensors])
+    carried_over = climbed_by_hand(["sft", "sft", "rl", "rl", "rl"], optimizer)
+    assert not torch.allclose(student.tensors[0], carried_over.tensors[0], atol=1e-6)
 
 
 def test_rewards_that_are_all_equal_give_a_gradient_of_exactly_zero():

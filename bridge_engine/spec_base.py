@@ -1,0 +1,11 @@
+"""What every part of the job spec has in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SpecModel(BaseModel):
+    """Strict by intent: an unknown field is an error, never silently ignored."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, populate_by_name=True
+    )
