@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from bridge_engine.errors import EngineError
 from bridge_engine.seeding import generator
 from bridge_engine.spec import LoraSpec
-from bridge_engine.spec_errors import nearest_name
+from bridge_engine.spec_errors import did_you_mean
 
 
 class LoraLinear(nn.Module):
@@ -54,6 +54,13 @@ class LoraLinear(nn.Module):
         a, b = self.stacked(names)
         return (b @ a) * self.scale
 
+    @torch.no_grad()
+    def merge(self, names: Sequence[str]) -> None:
+        """Computes W + ΔW beside W, in the dtype of W: exact to rounding in float32, to about
+        three digits in bfloat16."""
+        delta = self.delta(names)
+        self.merged = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:
             return F.linear(x, self.merged, self.base.bias)
@@ -77,6 +84,12 @@ class AdaptedModel:
             layer = LoraLinear(linear, lora.alpha / lora.rank)
             setattr(model.get_submodule(parent_path), leaf, layer)
             self.layers[path] = layer
+        if not self.layers:
+            raise EngineError(
+                "the model has no linear layer that an adapter could be put on",
+                code="no_target_layers",
+                param="lora.target_modules",
+            )
 
     def add(self, name: str, seed: int) -> None:
         """A new adapter in every layer, drawn from (seed, name)."""
@@ -101,14 +114,11 @@ class AdaptedModel:
 
         `merged` computes W + ΔW once per layer and runs on that: no gradients, no extra kernels.
         """
-        for layer in self.layers.values():
-            layer.active = names
-            if merged and names:
-                with torch.no_grad():
-                    weight = layer.base.weight
-                    delta = layer.delta(names)
-                    layer.merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
         try:
+            for layer in self.layers.values():
+                layer.active = names
+                if merged and names:
+                    layer.merge(names)
             yield
         finally:
             for layer in self.layers.values():
@@ -128,10 +138,9 @@ def _target_layers(model: nn.Module, targets: list[str] | str) -> list[tuple[str
     known = sorted({path.rpartition(".")[2] for path, _ in linears})
     for target in targets:
         if target not in known:
-            near = nearest_name(target, known)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise EngineError(
-                f"the model has no linear layer {target!r}{hint} It has: {', '.join(known)}.",
+                f"the model has no linear layer {target!r}{did_you_mean(target, known)} "
+                f"It has: {', '.join(known)}.",
                 code="unknown_target_module",
                 param="lora.target_modules",
             )

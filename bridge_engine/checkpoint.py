@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,11 +45,13 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
         try:
             write(temporary)
             hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            if _manifest(final) == hashes and is_whole(final):
+                return  # a step computed again, to the same bytes: leave what may be in use
             (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
             for path in temporary.iterdir():
                 _sync(path)
             _sync(temporary)
-            if final.exists():  # left by a crash and not whole, or about to be equal to the new one
+            if final.exists():
                 shutil.rmtree(final)
             os.rename(temporary, final)
             _sync(final.parent)
@@ -58,11 +61,20 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
 
 def is_whole(folder: Path) -> bool:
     """Does every file have the hash that the manifest says?"""
+    hashes = _manifest(folder)
     try:
-        hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-        return all(sha256_of(folder / name) == value for name, value in hashes.items())
-    except (OSError, ValueError):
+        return bool(hashes) and all(sha256_of(folder / n) == h for n, h in hashes.items())
+    except OSError:
         return False
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """File names and their hashes; empty where there is no manifest that can be read."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def newest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
@@ -75,10 +87,21 @@ def newest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
     return None, torn
 
 
+def set_aside(folder: Path) -> None:
+    """Takes a damaged checkpoint out of the row, so that it is neither tried nor counted again."""
+    aside = folder.with_name(f".damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+
+
 def prune(parent: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what crashes left half-written."""
+    """Removes all but the newest `keep` checkpoints."""
     for folder in sorted(parent.glob("step-*"))[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Removes what crashes left half-written."""
     for folder in parent.glob(".step-*.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,17 +134,25 @@ def disk_errors(folder: Path, expected_bytes: int = 0) -> Iterator[None]:
         raise _disk_full(folder, free, expected_bytes)
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
             raise _disk_full(folder, shutil.disk_usage(folder).free, expected_bytes) from error
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """No space, or no quota, left? safetensors says so in words alone."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, SafetensorError):
+        return any(f"os error {code})" in str(error) for code in codes)
+    return isinstance(error, OSError) and error.errno in codes
 
 
 def _disk_full(folder: Path, free: int, expected: int) -> EngineError:
     need = (expected + SPARE_BYTES) / 2**20
     return EngineError(
         f"the disk under {folder} is full: {free / 2**20:.0f} MiB free, {need:.0f} MiB needed; "
-        "free some space and retry the job, it goes on from its last checkpoint",
+        "free some space and run the job again, it goes on from its last checkpoint",
         code="disk_full",
         category="infra",
         retryable=True,

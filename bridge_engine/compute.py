@@ -19,6 +19,9 @@ def configure(spec: TrainSpec) -> dict[str, Any]:
     """Sets threads and determinism; returns what a reader needs to repeat the run."""
     threads = spec.runtime.threads or _default_threads(spec.model)
     torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    transformers.logging.disable_progress_bar()  # the log file is no terminal
     torch.manual_seed(spec.seed)  # nothing should draw from it; if something does, repeatably
     device = resolve_device(spec.runtime)
     return {

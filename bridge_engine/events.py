@@ -6,6 +6,7 @@ restarts too: an event is known by (run, seq), so forwarding it twice is harmles
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -150,14 +151,14 @@ class EventWriter:
 
     def emit(self, event: Event) -> None:
         """Numbers the event, stamps it and appends it in one write."""
-        self._seq += 1
-        event.seq, event.time = self._seq, time.time()
+        event.seq, event.time = self._seq + 1, time.time()
         if isinstance(event, Metric):
             event.metrics = {k: _json_number(v) for k, v in event.metrics.items()}
             _append(self.metrics_path, json.dumps({"step": event.step, **event.metrics}))
         if isinstance(event, Resume):
             self._forget_after(event.step)
         _append(self.path, event.model_dump_json())
+        self._seq += 1
 
     def _forget_after(self, step: int) -> None:
         """Drops the figures of steps that will be computed again."""
@@ -216,8 +217,16 @@ def _repair(path: Path) -> int:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("ab") as file:
-        file.write(line.encode() + b"\n")
+    """Appends a whole line or, on a full disk, nothing: half of one would hide all that follow."""
+    data = line.encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _json_number(value: float | None) -> float | None:

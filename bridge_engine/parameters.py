@@ -31,7 +31,9 @@ class ParameterSet:
                 self.tensors, lr=learning_rate, betas=spec.betas, weight_decay=spec.weight_decay
             )
         else:
-            self.optimizer = torch.optim.SGD(self.tensors, lr=learning_rate)
+            self.optimizer = torch.optim.SGD(
+                self.tensors, lr=learning_rate, weight_decay=spec.weight_decay
+            )
 
     def restart(self) -> None:
         """Forgets the optimiser's moments and its warmup; the parameters stay."""
@@ -43,15 +45,12 @@ class ParameterSet:
 
         At the set's own learning rate, unless another is given.
 
-        Raises EngineError(`non_finite_gradient`) before anything is changed if it is NaN or Inf.
+        Raises EngineError(`non_finite`) before anything is changed if it is NaN or Inf, and after
+        the change if the parameters then are: they must not reach a checkpoint.
         """
         norm = gradient.norm()
         if not math.isfinite(norm):
-            raise EngineError(
-                f"the gradient of the {self.name} is not finite (norm {norm}); lower "
-                "optimizer.student_lr and optimizer.teacher_lr, or start from the last checkpoint",
-                code="non_finite_gradient",
-            )
+            raise _non_finite(f"the gradient of the {self.name} is")
         scale = 1.0
         if self._max_norm is not None and norm > self._max_norm:
             scale = self._max_norm / norm
@@ -63,6 +62,8 @@ class ParameterSet:
             group["lr"] = (learning_rate or self.learning_rate) * warm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors):
+            raise _non_finite(f"the {self.name}'s parameters are")
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -89,3 +90,11 @@ class ParameterSet:
                     for key, value in state.items()
                     if key.startswith(prefix)
                 }
+
+
+def _non_finite(what: str) -> EngineError:
+    return EngineError(
+        f"{what} not finite; lower optimizer.student_lr and optimizer.teacher_lr and start again, "
+        "or go on from the last checkpoint, which is intact",
+        code="non_finite",
+    )

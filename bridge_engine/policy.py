@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine.adapters import AdaptedModel
 from bridge_engine.errors import EngineError
+from bridge_engine.logits import check, head_logits
 from bridge_engine.models import materialize_model
 from bridge_engine.sequences import Padded
 from bridge_engine.spec import LoraSpec, RuntimeSpec
@@ -25,6 +26,7 @@ class Policy:
     """Base model + named adapters; log-probabilities of completions under any subset of them."""
 
     def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec) -> None:
+        check(model)
         self.model = model
         self.tokenizer = tokenizer
         self.adapters = AdaptedModel(model, lora)
@@ -72,7 +74,7 @@ class Policy:
         targets_N = batch.tokens_BL[
             rows_BT, (positions_BT + 1).clamp(max=batch.tokens_BL.shape[1] - 1)
         ][keep_BT]
-        logits_NV = self.model.get_output_embeddings()(hidden_ND)
+        logits_NV = head_logits(self.model, hidden_ND)
         at_least_float32 = torch.promote_types(logits_NV.dtype, torch.float32)
         logprobs_NV = torch.log_softmax(logits_NV.to(at_least_float32), dim=-1)
         logprobs_N = logprobs_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1)

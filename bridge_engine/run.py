@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bridge_engine.catalog import check_spec, resolve_spec
 from bridge_engine.errors import EngineError
 from bridge_engine.events import (
     EXIT_DONE,
@@ -32,7 +31,9 @@ from bridge_engine.events import (
     Phase,
 )
 from bridge_engine.spec import TrainSpec
+from bridge_engine.spec_checks import check_spec, fill_defaults
 from bridge_engine.spec_errors import field_errors
+from bridge_engine.spec_yaml import load_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,17 +77,30 @@ def _train(spec: TrainSpec, directory: Path, events: EventWriter, stop: threadin
     from bridge_engine.trainer import Trainer
 
     environment = configure(spec)
-    (directory / "environment.json").write_text(json.dumps(environment, indent=1))
+    _record(environment, directory / "environment.json", events)
     events.emit(Log(message=f"{environment['device']}, {environment['threads']} threads"))
     trainer = Trainer(spec, directory, events, stop_requested=stop.is_set)
     with trainer.verifier:
         return EXIT_DONE if trainer.run() else EXIT_STOPPED
 
 
+def _record(environment: dict[str, Any], file: Path, events: EventWriter) -> None:
+    """Writes down where the run runs; says so if an earlier attempt ran elsewhere."""
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [
+            f"{k}: {before.get(k)} → {v}" for k, v in environment.items() if before.get(k) != v
+        ]
+        if changed:
+            message = "not the machine of the last attempt, so not to the last bit its numbers: "
+            events.emit(Log(level="warning", message=message + ", ".join(changed)))
+    file.write_text(json.dumps(environment, indent=1))
+
+
 def read_spec(path: Path) -> TrainSpec:
     """A spec file, validated against everything that is known without training."""
     try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document: Any = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}", code="unreadable_spec") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -103,7 +117,7 @@ def read_spec(path: Path) -> TrainSpec:
     if problems:
         lines = "\n".join(f"  {p.param}: {p.message}" for p in problems)
         raise EngineError(f"{path} is not a valid spec:\n{lines}", code="invalid_spec")
-    return resolve_spec(spec)
+    return fill_defaults(spec)
 
 
 class exclusive:
@@ -130,6 +144,8 @@ class exclusive:
 
 def _as_event(error: BaseException) -> Failed:
     """An exception as the job's error: who is to act, and on what."""
+    from bridge_engine.checkpoint import is_disk_full
+
     if isinstance(error, EngineError):
         where = "" if error.step is None else f"at step {error.step}: "
         return Failed(
@@ -148,6 +164,15 @@ def _as_event(error: BaseException) -> Failed:
             message="memory ran out; lower runtime.micro_batch first, then rollout.batch_size and "
             "rollout.max_new_tokens",
             param="runtime.micro_batch",
+        )
+    if is_disk_full(error):
+        return Failed(
+            step=None,
+            category="infra",
+            code="disk_full",
+            message=f"the disk is full ({error}); free some space and run the job again, it goes "
+            "on from its last checkpoint",
+            retryable=True,
         )
     if isinstance(error, KeyboardInterrupt):
         return Failed(step=None, category="infra", code="interrupted", message="interrupted")

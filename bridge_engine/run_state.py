@@ -14,7 +14,9 @@ from bridge_engine.checkpoint import (
     prune,
     publish,
     save_tensors,
+    set_aside,
     step_folder,
+    sweep,
 )
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluate import Score
@@ -41,11 +43,20 @@ class Progress:
     best: list[float] | None = None
     best_step: int | None = None
     eval_n: int = 0
+    measured_at: int | None = None
+    """Step of the latest measurement."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Held-out accuracy of the current step, if it was measured."""
+        return self.after[0] if self.after and self.measured_at == self.step else None
 
     def measured(self, score: Score) -> None:
         """Takes in a measurement made at the current step."""
+        if not score.judged:
+            return  # nothing is known, which is not an accuracy of 0
         figures = [score.accuracy, *score.interval]
-        self.eval_n = score.judged
+        self.eval_n, self.measured_at = score.judged, self.step
         if self.step == 0:
             self.before = figures
             return
@@ -93,8 +104,10 @@ class RunState:
         self.sets = sets
         self.template = template
 
-    def save(self, progress: Progress, accuracy: float | None) -> Checkpoint:
-        """Publishes the resumable state and the exported adapter of the current step."""
+    def save(self, progress: Progress) -> Checkpoint:
+        """Publishes the exported adapter and the resumable state of the current step, in this
+        order: whoever resumes from a state finds its adapter. Saving again changes nothing.
+        """
         folder = self.checkpoints / step_folder(progress.step)
         tensors = {name: parameters.state() for name, parameters in self.sets.items()}
         size = sum(t.nbytes for state in tensors.values() for t in state.values())
@@ -105,7 +118,6 @@ class RunState:
             document = {"spec": self._spec_document(), "progress": asdict(progress)}
             (temporary / "state.json").write_text(json.dumps(document, indent=1))
 
-        publish(folder, write, expected_bytes=size)
         adapter = self.exports / step_folder(progress.step)
         names = self.method.options.policy
         rank = exported_rank(self.policy.adapters, names)
@@ -116,9 +128,10 @@ class RunState:
             rank=rank,
             template=self.template.model_dump(),
             max_new_tokens=self.spec.rollout.max_new_tokens,
-            accuracy=accuracy,
+            accuracy=progress.accuracy,
         )
         sha256 = export_adapter(self.policy.adapters, names, adapter, card)
+        publish(folder, write, expected_bytes=size)
         prune(self.checkpoints, self.spec.checkpoint.keep)
         root = self.checkpoints.parent
         return Checkpoint(
@@ -127,13 +140,17 @@ class RunState:
             adapter=str(adapter.relative_to(root)),
             sha256=sha256,
             rank=rank,
-            accuracy=accuracy,
-            best=accuracy is not None and progress.best_step == progress.step,
+            accuracy=progress.accuracy,
+            best=progress.accuracy is not None and progress.best_step == progress.step,
         )
 
     def resume(self) -> tuple[Progress | None, list[Path]]:
         """(progress of the newest whole checkpoint, parameters restored; damaged newer ones)."""
+        for parent in (self.checkpoints, self.exports):
+            sweep(parent)
         folder, torn = newest_whole(self.checkpoints)
+        for damaged in torn:
+            set_aside(damaged)
         if folder is None:
             return None, torn
         document = json.loads((folder / "state.json").read_text())
@@ -143,9 +160,11 @@ class RunState:
         return Progress(**document["progress"]), torn
 
     def _spec_document(self) -> dict[str, Any]:
-        return self.spec.model_dump(mode="json", by_alias=True, exclude={"name"})
+        return _document(self.spec)
 
     def _refuse_other_spec(self, saved: dict[str, Any]) -> None:
+        # through the model, so that a field which is new since then has its default
+        saved = _document(TrainSpec.model_validate(saved))
         now = self._spec_document()
         differing = sorted(k for k in {*saved, *now} if saved.get(k) != now.get(k))
         if differing:
@@ -156,3 +175,7 @@ class RunState:
                 code="spec_changed",
                 param=differing[0],
             )
+
+
+def _document(spec: TrainSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True, exclude={"name"})

@@ -7,7 +7,6 @@ needs the names of models and datasets.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -94,7 +93,7 @@ class LoraSpec(SpecModel):
     """Rank of each adapter. The exported adapter of a method with a teacher has twice this rank."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The adapter's update is scaled by alpha / rank (PEFT's `lora_alpha`)."""
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get adapters; `all-linear` is every one but the head."""
 
 
@@ -134,7 +133,7 @@ class RolloutSpec(SpecModel):
     """Sequences sampled at once; lower it when memory runs out."""
     merge_weights: bool = True
     """Sample from weights with the adapters merged in: faster, at the cost of one copy of the
-    adapted layers."""
+    adapted layers and, in bfloat16, of rounding that `sampler_mismatch` shows."""
 
 
 class RlSpec(SpecModel):
@@ -261,8 +260,3 @@ def checked_name(value: str) -> str:
             "BRIDGE_MODEL_DIR, or owner/name on the Hugging Face hub",
         )
     return value
-
-
-def finite(value: float) -> bool:
-    """Is it a number one may train with?"""
-    return math.isfinite(value)

@@ -7,5 +7,9 @@ class SpecModel(BaseModel):
     """Strict by intent: an unknown field is an error, never silently ignored."""
 
     model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, validate_default=True, populate_by_name=True
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        populate_by_name=True,
     )

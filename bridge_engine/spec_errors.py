@@ -43,18 +43,21 @@ def nearest_name(given: str, allowed: Iterable[str]) -> str | None:
 def unknown_name(param: str, what: str, given: str, allowed: Iterable[str]) -> FieldError:
     """The error for a name that is not in a list of names."""
     names = sorted(allowed)
-    near = nearest_name(given, names)
-    hint = f"; did you mean {near!r}?" if near else ""
     return FieldError(
         param=param,
         code=f"unknown_{what.replace(' ', '_')}",
-        message=f"{given!r} is not a known {what}{hint} Allowed: {', '.join(names)}."
-        if hint
-        else f"{given!r} is not a known {what}. Allowed: {', '.join(names)}.",
+        message=f"{given!r} is not a known {what}{did_you_mean(given, names)} "
+        f"Allowed: {', '.join(names)}.",
         given=given,
         allowed=names,
-        nearest=near,
+        nearest=nearest_name(given, names),
     )
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: a full stop, with the nearest name if any."""
+    near = nearest_name(given, allowed)
+    return f"; did you mean {near!r}?" if near else "."
 
 
 def field_errors(

@@ -95,7 +95,7 @@ class TokenObjectives:
             clip_high=self.rl.clip_high,
             total_tokens=self.rollout_tokens,
         )
-        # means over the tokens that were computed, whatever the micro-batches
+        # means over the tokens that were computed (advantage not 0), whatever the micro-batches
         share = self.rollout_tokens / self.computed_tokens
         figures["logprob_drift"] *= share
         figures["entropy"] = entropy_BT.sum().item() / self.computed_tokens

@@ -75,17 +75,26 @@ class Trainer:
         self.held_out: list[Example] = []
         learns_from = self.spec.method.learns_from
         if "rewards" in learns_from and data.prompts is not None:
-            self.prompts = self._fitting(load(data.prompts, "prompts"), "data.prompts")
+            self.prompts = self._fitting(
+                load(data.prompts, "prompts"), "data.prompts", self.spec.rollout.max_new_tokens
+            )
         if "demos" in learns_from and data.demos is not None:
             self.demos = self._demonstrations(load(data.demos, "demos"))
         if data.eval is not None:
-            self.held_out = self._fitting(load(data.eval, "eval"), "data.eval")
+            self.held_out = self._fitting(load(data.eval, "eval"), "data.eval", self.eval_tokens)
 
-    def _fitting(self, examples: list[Example], param: str) -> list[Example]:
-        """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        room = self.policy.context - self.spec.rollout.max_new_tokens
+    def _fitting(self, examples: list[Example], param: str, answer: int) -> list[Example]:
+        """The problems whose prompt leaves room for an answer of so many tokens; the others are
+        counted and named."""
+        room = self.policy.context - answer
         fitting = [e for e in examples if len(self._prompt(e)) <= room]
-        self._report_left_out(examples, fitting, param, f"prompts over {room} tokens")
+        self._report_left_out(
+            examples,
+            fitting,
+            param,
+            f"prompts over {room} tokens, which leave no "
+            f"room for an answer of {answer} in the model's context of {self.policy.context},",
+        )
         return fitting
 
     def _demonstrations(self, examples: list[Example]) -> list[TokenSequence]:
@@ -112,38 +121,59 @@ class Trainer:
         if len(after) < len(before):
             self._warn(f"{param}: {len(before) - len(after)} {why} left out")
 
+    @property
+    def eval_tokens(self) -> int:
+        """Longest completion of an evaluation."""
+        return self.spec.eval.max_new_tokens or self.spec.rollout.max_new_tokens
+
     def _prompt(self, example: Example) -> list[int]:
-        return prompt_tokens(example.problem, self.template, self.policy.tokenizer)
+        tokens = prompt_tokens(example.problem, self.template, self.policy.tokenizer)
+        if not tokens:
+            raise EngineError(
+                f"the problem {example.id!r} is no token at all to this model's tokenizer",
+                code="empty_prompt",
+                param="data",
+            )
+        return tokens
 
     # ------------------------------------------------------------------ the run
 
     def run(self) -> bool:
         """Trains to the end (True) or until asked to stop (False, state saved)."""
         progress = self._start()
-        while progress.step < self.spec.steps:
+        while progress.step < self.spec.steps and not self.stop_requested():
             self._enter("training")
-            began = time.monotonic()
-            try:
-                metrics = self._step(progress.step)
-            except EngineError as error:
-                error.step = progress.step + 1
-                raise
-            progress.step += 1
-            metrics["time/step"] = time.monotonic() - began
-            last = progress.step == self.spec.steps
-            if last or (self.spec.eval.every and progress.step % self.spec.eval.every == 0):
-                metrics |= self._evaluate(progress)
-            progress.seconds += time.monotonic() - began
+            metrics = self._advance(progress)
             self.events.emit(Metric(step=progress.step, metrics=metrics))
-            stopping = self.stop_requested() and not last
             due = progress.step % self.spec.checkpoint.every == 0
-            if last or stopping or due or progress.best_step == progress.step:
-                self.events.emit(self.state.save(progress, metrics.get("accuracy")))
-            if stopping:
-                self.events.emit(Stopped(step=progress.step))
-                return False
-        self.events.emit(Done(step=progress.step, result=progress.result(self.spec)))
-        return True
+            if due or self._is_last(progress) or progress.best_step == progress.step:
+                self.events.emit(self.state.save(progress))
+        if self._is_last(progress):
+            self.events.emit(Done(step=progress.step, result=progress.result(self.spec)))
+            return True
+        if progress.step > 0:
+            self.events.emit(self.state.save(progress))
+        self.events.emit(Stopped(step=progress.step))
+        return False
+
+    def _is_last(self, progress: Progress) -> bool:
+        return progress.step == self.spec.steps
+
+    def _advance(self, progress: Progress) -> Metrics:
+        """One step and, where one is due, an evaluation."""
+        began = time.monotonic()
+        try:
+            metrics = self._step(progress.step)
+        except EngineError as error:
+            error.step = progress.step + 1
+            raise
+        progress.step += 1
+        metrics["time/step"] = time.monotonic() - began
+        every = self.spec.eval.every
+        if self._is_last(progress) or (every and progress.step % every == 0):
+            metrics |= self._evaluate(progress)
+        progress.seconds += time.monotonic() - began
+        return metrics
 
     def _start(self) -> Progress:
         """Takes up the newest whole checkpoint, or measures the untrained policy and starts."""
@@ -152,6 +182,8 @@ class Trainer:
             self._warn(f"checkpoint {folder.name} is damaged; going back one further")
         if progress is not None:
             self.events.emit(Resume(step=progress.step))
+            # said again, should the last attempt have died between saving it and saying so
+            self.events.emit(self.state.save(progress))
             return progress
         if self.events.started_before:  # an earlier attempt died before its first checkpoint
             self.events.emit(Resume(step=-1))
@@ -222,8 +254,8 @@ class Trainer:
             )
             if advantage is not None
         ]
-        if step % max(1, self.spec.eval.every) == 0:
-            self._show(step, "rollout", problems, completions[:: spec.group_size], verdicts)
+        if self.spec.eval.every and step % self.spec.eval.every == 0:
+            self._show(step + 1, "rollout", problems, completions[:: spec.group_size], verdicts)
         metrics = _rollout_metrics(completions, rewards, spec.group_size)
         metrics["time/sampling"] = sampled - began
         metrics["time/verification"] = judged_at - sampled
@@ -234,9 +266,9 @@ class Trainer:
         if not self.held_out:
             return {}
         self._enter("evaluating")
-        longest = self.spec.eval.max_new_tokens or self.spec.rollout.max_new_tokens
         completions = self._sample(
-            [self._prompt(e) for e in self.held_out], SamplingParams(longest, temperature=0)
+            [self._prompt(e) for e in self.held_out],
+            SamplingParams(self.eval_tokens, temperature=0),
         )
         verdicts = self._judge([e.answer for e in self.held_out], completions)
         result: Score = score(
@@ -246,7 +278,7 @@ class Trainer:
         )
         progress.measured(result)
         self._show(progress.step, "eval", self.held_out, completions, verdicts)
-        return result.metrics()
+        return result.metrics() if result.judged else {"eval/unjudged": float(result.unjudged)}
 
     def _sample(
         self,

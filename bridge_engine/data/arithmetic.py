@@ -43,6 +43,9 @@ splits: a base model pretrained before the change may then have seen the new tes
 
 SPLITS = frozenset(_SHARE)
 
+MOST = 100_000
+"""Examples one call makes at most; making so many takes some seconds."""
+
 DEFAULT_LIMIT = {"pretrain": 80_000, "train": 4_000, "demos": 128, "dev": 250, "test": 1_000}
 """How many examples a split has when nobody asks for a number."""
 

@@ -20,7 +20,12 @@ Deviations, and what the paper leaves open:
 - α, β, rank and batch sizes are not published; ours are in `bridge_engine.spec`.
 - λ is a constant 0.5 by default; the first version of the paper moves it from 0 to 1
   (`lambda: {start: 0, end: 1}`), the later one finds 0.3…0.7 alike.
-- J_RL is GRPO without its KL term unless `rl.kl_coef` is set.
+- J_SFT is the mean over demonstration tokens, where the paper writes the log-likelihood of whole
+  solutions; J_RL is GRPO with the token mean over the step. This is what λ weighs.
+- Each parameter set has an AdamW and a clipping of its own, so the shadow takes steps as long as
+  the student's although its gradient lacks the factor λ.
+- J_RL has no KL term unless `rl.kl_coef` is set; for the shadow that term is then estimated on the
+  policy's rollouts without importance weights.
 - The cooperative gain is the difference of the two surrogates on the shared rollouts. It also grows
   when the shadow merely drifts off the rollouts' distribution, so its clip ratio and drift are
   reported beside it: read them together.

@@ -2,8 +2,8 @@
 
 J_RL is GRPO's clipped surrogate (Shao et al. 2024, arXiv 2402.03300) with one optimisation step a
 batch, the token mean over the whole step, and no KL unless `rl.kl_coef` asks for it; constants are
-TRL's. With one inner step the policy that samples is the policy that learns, so the ratio is 1 and
-clipping never bites.
+TRL's. With one inner step the policy that samples is the policy that learns, so in float32 the
+ratio is 1 and clipping never bites; in bfloat16 it differs by the rounding of merged weights.
 """
 
 from collections.abc import Mapping

@@ -27,6 +27,11 @@ from bridge_engine.errors import EngineError
 MEMORY_BYTES = 1 << 30
 """Address space of a child. math-verify itself needs about 64 MiB."""
 
+_PASSED_ON = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+)
+"""Environment variables a child is given."""
+
 START_SECONDS = 120.0
 """A child that is not ready by then never will be (importing sympy takes about one second)."""
 
@@ -117,8 +122,10 @@ class Pool:
     def _start(self) -> _Child:
         root = str(Path(bridge_engine.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        # What the child works on was written by a model: it gets no token or key that lies about.
         # The hash seed is fixed because sympy's order of terms, hence its answer, can hang on it.
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+        environment = {k: v for k, v in os.environ.items() if k in _PASSED_ON}
+        environment |= {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         process = subprocess.Popen(
             [sys.executable, "-m", "bridge_engine.rewards.child", str(self.memory_bytes)],

@@ -1,9 +1,9 @@
 """The in-process sampler: batched, with a KV cache, dropping each row when it ends.
 
-transformers' `generate` keeps finished rows in the batch and does not return the log-probabilities
-of what it drew. Here a row costs nothing after its EOS, and every token comes with the log-
-probability it was drawn with, so training needs no scoring pass (equal to the training forward pass
-to 1e-5 in float32).
+transformers' `generate` keeps finished rows in the batch, and takes another pass over the
+vocabulary to say how likely its draws were. Here a row costs nothing after its EOS, and every token
+comes with the log-probability it was drawn with, so that training needs no scoring pass: in float32
+it equals the training forward pass to 1e-5.
 
 Every draw uses one uniform number fixed by (generator, row, position), not by who else is in the
 batch: the same row gets the same randomness however the batch is cut.
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+
+from bridge_engine.logits import head_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ def sample(
 ) -> list[Completion]:
     """Draws `repeats` completions of each prompt; those of one prompt stand together, in order.
 
-    `generator` may be None only at temperature 0. At most `batch_size` sequences (at least one
-    prompt's group) are decoded at once.
+    `generator` may be None only at temperature 0. At most `batch_size` sequences are decoded at
+    once; a prompt's key-value cache is computed once for all its completions among them.
     """
     total = len(prompts) * repeats
     uniforms_RT = (
@@ -69,18 +71,18 @@ def sample(
     )
     completions = [Completion() for _ in range(total)]
     # prompts of like length together: less padding; the order of the answers is the caller's
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_batch = max(1, batch_size // repeats)
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        rows = [prompt * repeats + copy for prompt in chosen for copy in range(repeats)]
+    rows = sorted(range(total), key=lambda row: len(prompts[row // repeats]))
+    for start in range(0, total, batch_size):
+        chosen = rows[start : start + batch_size]
+        distinct = list(dict.fromkeys(row // repeats for row in chosen))
+        places = {prompt: place for place, prompt in enumerate(distinct)}
         _decode(
             model,
-            [prompts[i] for i in chosen],
-            repeats,
+            [prompts[i] for i in distinct],
+            [places[row // repeats] for row in chosen],
             params,
-            [completions[row] for row in rows],
-            uniforms_RT[rows],
+            [completions[row] for row in chosen],
+            uniforms_RT[chosen],
             frozenset(eos_ids),
             pad_id,
         )
@@ -90,7 +92,7 @@ def sample(
 def _decode(
     model: Any,
     prompts: list[Sequence[int]],
-    repeats: int,
+    prompt_of_row: list[int],
     params: SamplingParams,
     completions: list[Completion],
     uniforms_RT: Tensor,
@@ -115,17 +117,16 @@ def _decode(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    hidden_RD = hidden_BLD[:, -1].repeat_interleave(repeats, dim=0)
-    if repeats > 1:
-        cache.batch_repeat_interleave(repeats)
-    mask = mask.repeat_interleave(repeats, dim=0)
+    rows_R = torch.tensor(prompt_of_row, device=device)
+    hidden_RD, mask = hidden_BLD[rows_R, -1], mask[rows_R]
+    if len(prompt_of_row) > len(prompts):
+        cache.batch_select_indices(rows_R)
     next_positions_R = mask.sum(1)
     uniforms_RT = uniforms_RT.to(device)
-    head = model.get_output_embeddings()
     alive = list(completions)
 
     for step in range(params.max_new_tokens):
-        logprobs_RV = torch.log_softmax(head(hidden_RD).float(), dim=-1)
+        logprobs_RV = torch.log_softmax(head_logits(model, hidden_RD).float(), dim=-1)
         drawn_R = _draw(logprobs_RV, params, uniforms_RT[:, step])
         drawn_logprobs = logprobs_RV.gather(1, drawn_R.unsqueeze(1)).squeeze(1).tolist()
         keep: list[int] = []

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from bridge_engine import catalog
+from bridge_engine import catalog, spec_checks
+from bridge_engine.data import registry
 from bridge_engine.errors import DataError, EngineError
 from bridge_engine.spec import DatasetRef, TrainSpec
 from bridge_engine.spec_errors import FieldError
@@ -53,14 +54,14 @@ def spec(**changes: Any) -> TrainSpec:
 
 
 def only_error(**changes: Any) -> FieldError:
-    (error,) = catalog.check_spec(spec(**changes))
+    (error,) = spec_checks.check_spec(spec(**changes))
     return error
 
 
 def test_a_spec_that_can_run_has_no_errors() -> None:
-    assert catalog.check_spec(spec()) == []
-    assert catalog.check_spec(spec(data={"prompts": "gsm8k", "demos": "math"})) == []
-    assert catalog.check_spec(spec(data={"demos": "ds_solved", "prompts": "ds_plain"})) == []
+    assert spec_checks.check_spec(spec()) == []
+    assert spec_checks.check_spec(spec(data={"prompts": "gsm8k", "demos": "math"})) == []
+    assert spec_checks.check_spec(spec(data={"demos": "ds_solved", "prompts": "ds_plain"})) == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_measuring_on_training_problems_is_refused(data: dict[str, Any]) -> None
     ],
 )  # fmt: skip
 def test_disjoint_problems_are_accepted(data: dict[str, Any]) -> None:
-    assert catalog.check_spec(spec(data=data)) == []
+    assert spec_checks.check_spec(spec(data=data)) == []
 
 
 @pytest.mark.parametrize("param", ["rollout.max_new_tokens", "eval.max_new_tokens"])
@@ -146,7 +147,7 @@ def test_a_completion_must_leave_room_for_the_prompt(param: str) -> None:
     error = only_error(**{section: {field: CONTEXT}})
     assert (error.param, error.code, error.given) == (param, "longer_than_context", CONTEXT)
     assert "256" in error.message
-    assert catalog.check_spec(spec(**{section: {field: CONTEXT - 1}})) == []
+    assert spec_checks.check_spec(spec(**{section: {field: CONTEXT - 1}})) == []
 
 
 def test_a_demonstration_must_fit_the_context() -> None:
@@ -154,7 +155,7 @@ def test_a_demonstration_must_fit_the_context() -> None:
 
 
 def test_all_errors_come_at_once() -> None:
-    errors = catalog.check_spec(spec(model="smal", data={"prompts": "gsm", "eval": "x"}))
+    errors = spec_checks.check_spec(spec(model="smal", data={"prompts": "gsm", "eval": "x"}))
     assert [e.param for e in errors] == ["data.prompts.name", "data.eval.name", "model"]
 
 
@@ -236,7 +237,7 @@ def test_smollm_without_its_extra_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_every_default_that_depends_on_names_is_filled() -> None:
-    full = catalog.resolve_spec(spec(rollout={"max_new_tokens": 32}))
+    full = spec_checks.resolve_spec(spec(rollout={"max_new_tokens": 32}))
     refs = (full.data.prompts, full.data.demos, full.data.eval)
     assert [(r.split, r.limit) for r in refs if r] == [
         ("train", 4000),
@@ -250,7 +251,7 @@ def test_every_default_that_depends_on_names_is_filled() -> None:
 
 def test_what_was_given_is_kept() -> None:
     prompts = {"name": "arithmetic", "split": "test", "limit": 3, "kinds": ["mixed"]}
-    full = catalog.resolve_spec(
+    full = spec_checks.resolve_spec(
         spec(data={"prompts": prompts}, sft={"max_tokens": 50}, eval={"max_new_tokens": 7})
     )
     assert full.data.prompts == DatasetRef.model_validate(prompts)
@@ -260,21 +261,21 @@ def test_what_was_given_is_kept() -> None:
 def test_resolving_twice_changes_nothing_and_never_the_argument() -> None:
     given = spec()
     before = given.model_dump()
-    once = catalog.resolve_spec(given)
-    assert catalog.resolve_spec(once) == once
+    once = spec_checks.resolve_spec(given)
+    assert spec_checks.resolve_spec(once) == once
     assert given.model_dump() == before
 
 
 def test_a_spec_that_cannot_run_is_not_resolved() -> None:
     with pytest.raises(EngineError) as caught:
-        catalog.resolve_spec(spec(data={"prompts": "gsm8"}))
+        spec_checks.resolve_spec(spec(data={"prompts": "gsm8"}))
     assert (caught.value.code, caught.value.param) == ("unknown_dataset", "data.prompts.name")
 
 
 def test_dataset_info_knows_splits_and_solutions() -> None:
-    assert catalog.dataset_info(DatasetRef(name="arithmetic")).splits == (
+    assert registry.info("arithmetic").splits == (
         "demos", "dev", "pretrain", "test", "train",
     )  # fmt: skip
-    assert catalog.dataset_info(DatasetRef(name="amc23")).has_solutions is False
+    assert registry.info("amc23").has_solutions is False
     with pytest.raises(DataError):
-        catalog.dataset_info(DatasetRef(name="nothing"))
+        registry.info("nothing")

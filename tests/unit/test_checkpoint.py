@@ -1,13 +1,16 @@
 """Checkpoints appear whole or not at all."""
 
+import contextlib
 import errno
 import os
+import subprocess
 
 import pytest
 import torch
 
 from bridge_engine import checkpoint
 from bridge_engine.errors import EngineError
+from bridge_engine.events import EventReader, EventWriter, Log
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.spec import OptimizerSpec
 from bridge_engine.vector import Vector
@@ -63,11 +66,80 @@ def test_a_full_disk_is_one_clear_sentence_and_costs_no_older_checkpoint(tmp_pat
     assert checkpoint.newest_whole(tmp_path) == (tmp_path / "step-000001", [])
 
 
+def test_a_damaged_checkpoint_never_pushes_a_whole_one_out(tmp_path):
+    for step in (6, 8):
+        checkpoint.publish(tmp_path / checkpoint.step_folder(step), fill("x"))
+    os.truncate(tmp_path / "step-000008" / "a.txt", 0)
+    _, (damaged,) = checkpoint.newest_whole(tmp_path)
+    checkpoint.set_aside(damaged)
+    checkpoint.publish(tmp_path / "step-000007", fill("x"))
+    checkpoint.prune(tmp_path, keep=1)
+    assert checkpoint.newest_whole(tmp_path) == (tmp_path / "step-000007", [])
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", "null", "not json"])
+def test_a_folder_without_a_manifest_of_its_files_is_no_checkpoint(tmp_path, manifest):
+    (tmp_path / "step-000001").mkdir()
+    (tmp_path / "step-000001" / checkpoint.MANIFEST).write_text(manifest)
+    assert not checkpoint.is_whole(tmp_path / "step-000001")
+
+
+def test_publishing_the_same_bytes_again_touches_nothing(tmp_path):
+    final = tmp_path / "step-000001"
+    checkpoint.publish(final, fill("x"))
+    before = final.stat().st_ino
+    checkpoint.publish(final, fill("x"))
+    assert final.stat().st_ino == before
+    checkpoint.publish(final, fill("y"))
+    assert (final / "a.txt").read_text() == "y"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_while_tensors_are_written_is_told_as_such(small_disk, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SPARE_BYTES", 0)
+    checkpoint.publish(small_disk / "step-000001", fill("good"))
+    tensors = {"big": torch.zeros(1_000_000)}
+    with pytest.raises(EngineError, match=r"full.*free some space") as caught:
+        checkpoint.publish(
+            small_disk / "step-000002",
+            lambda folder: checkpoint.save_tensors(folder / "t.safetensors", tensors),
+        )
+    assert caught.value.code == "disk_full"
+    assert checkpoint.newest_whole(small_disk) == (small_disk / "step-000001", [])
+
+
+def test_a_full_disk_leaves_no_half_event_that_would_hide_those_that_follow(small_disk):
+    writer = EventWriter(small_disk)
+    writer.emit(Log(message="first"))
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 1000):
+            pass
+    with pytest.raises(OSError, match="No space left"):
+        writer.emit(Log(message="x" * 100_000))
+    ballast.unlink()
+    writer.emit(Log(message="second"))
+    events = EventReader(small_disk / "events.jsonl").read()
+    assert [(e.seq, e.message) for e in events] == [(1, "first"), (2, "second")]
+
+
 def test_old_checkpoints_and_leftovers_are_pruned(tmp_path):
     for step in range(1, 6):
         checkpoint.publish(tmp_path / checkpoint.step_folder(step), fill("x"))
     (tmp_path / ".step-000006.1.tmp").mkdir()
     checkpoint.prune(tmp_path, keep=2)
+    checkpoint.sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000005"]
 
 
@@ -103,6 +175,28 @@ def test_a_gradient_that_is_not_finite_is_refused_before_anything_moves():
     with pytest.raises(EngineError, match="teacher is not finite"):
         parameters.ascend(Vector([torch.tensor([1.0, float("nan"), 0.0])]))
     assert torch.equal(tensor.detach(), torch.ones(3))
+
+
+def test_parameters_that_are_not_finite_never_reach_a_checkpoint():
+    tensor = torch.nn.Parameter(torch.ones(3))
+    parameters = ParameterSet(
+        "student", [tensor], OptimizerSpec(name="sgd", max_grad_norm=None), 3e38
+    )
+    with pytest.raises(EngineError, match="student's parameters are not finite"):
+        parameters.ascend(Vector([torch.full((3,), 2.0)]))
+
+
+def test_adam_follows_its_betas_and_the_warmup_by_hand():
+    spec = OptimizerSpec(betas=(0.8, 0.95), warmup_steps=2, max_grad_norm=None)
+    tensor = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    parameters = ParameterSet("student", [tensor], spec, 0.3)
+    value, m, v = 0.0, 0.0, 0.0
+    for step, gradient in enumerate([2.0, -1.0, 0.5, 4.0], start=1):
+        parameters.ascend(Vector([torch.tensor([gradient], dtype=torch.float64)]))
+        m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
+        rate = 0.3 * min(1.0, step / 3)
+        value += rate * (m / (1 - 0.8**step)) / ((v / (1 - 0.95**step)) ** 0.5 + 1e-8)
+        assert tensor.item() == pytest.approx(value, rel=1e-9)
 
 
 def test_clipping_keeps_the_direction_and_limits_the_length():

@@ -8,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.method_options import BridgeOptions
 from tests.support.tiny import random_model, random_policy
 
 
@@ -40,7 +41,7 @@ def test_peft_loads_the_export_and_gives_the_policys_logprobs(names, tmp_path):
 
 def test_the_shadow_never_leaves_the_house(tmp_path):
     policy = random_policy("student", "teacher", "shadow", dtype=torch.float32)
-    names = ("student", "teacher")
+    names = BridgeOptions().policy
     export_adapter(policy.adapters, names, tmp_path / "one", card(6))
     with torch.no_grad():
         for parameter in policy.adapters.parameters("shadow"):

@@ -64,14 +64,14 @@ class Reference:
         total = sum(len(d.completion) for d in demos)
         return sum(self.logprobs(d, names).sum() for d in demos) / total
 
-    def j_rl(self, rollouts, names, epsilon=0.2):
+    def j_rl(self, rollouts, names, low=0.2, high=0.2):
         total = sum(len(r.completion) for r in rollouts)
         value = 0.0
         for rollout in rollouts:
             old = torch.tensor(rollout.behaviour, dtype=torch.float32).double()
             advantage = torch.tensor(rollout.advantage, dtype=torch.float32).double()
             ratio = (self.logprobs(rollout, names) - old).exp()
-            clipped = torch.clamp(ratio, 1 - epsilon, 1 + epsilon)
+            clipped = torch.clamp(ratio, 1 - low, 1 + high)
             value = value + torch.min(ratio * advantage, clipped * advantage).sum()
         return value / total
 
@@ -270,6 +270,18 @@ def test_kl_term_pulls_toward_the_bare_base():
         divergence = divergence + (difference.exp() - difference - 1).sum()
     objective = reference.j_rl(ROLLOUTS, ("student",)) - 0.3 * divergence / total
     assert_same(found.theta.tensors, reference.gradient(objective, "student"))
+
+
+def test_the_two_clips_are_used_on_their_own_sides():
+    policy = random_policy("student")
+    rl = RlSpec(clip_low=0.1, clip_high=0.6)
+    objectives = TokenObjectives(
+        policy, make_method(RlOptions()), rollouts=ROLLOUTS, rl=rl, micro_batch=64
+    )
+    found = objectives.gradient("student", rl=1.0)
+    reference = Reference(policy, ("student",))
+    g = reference.gradient(reference.j_rl(ROLLOUTS, ("student",), 0.1, 0.6), "student")
+    assert_same(found.theta.tensors, g)
 
 
 def test_a_fresh_adapter_changes_nothing():

@@ -1,0 +1,55 @@
+"""Reads YAML (and JSON, which is YAML) as people mean it and as JSON can say it.
+
+Everybody who reads a spec reads it here, so that one file means the same to the command line, the
+service and the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_JSON_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
+
+
+class _Loader(yaml.SafeLoader):
+    """`3e-4` is a number and `2026-01-31` a text. What JSON does not know (dates, bytes, sets) and
+    aliases (which can expand without bound) are not accepted."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name, meant to be replaced
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _JSON_TAGS
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not accepted here", mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+"),
+    list("-+0123456789."),
+)
+
+
+def load_yaml(text: str) -> Any:
+    """The value the text stands for; None for an empty one.
+
+    Raises `yaml.YAMLError`, as `MarkedYAMLError` with the position where it is known.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # `!!int x`, or a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None

@@ -1,0 +1,206 @@
+"""The loop: every answer is judged against its own problem, and every setting reaches its place."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from bridge_engine import run_state
+from bridge_engine.events import EventReader, EventWriter
+from bridge_engine.rewards import Verdict
+from bridge_engine.spec import TrainSpec
+from bridge_engine.spec_checks import resolve_spec
+from bridge_engine.trainer import Trainer
+
+SPEC = {
+    "method": "bridge",
+    "data": {"prompts": "arithmetic", "demos": {"name": "arithmetic", "limit": 16}},
+    "steps": 3,
+    "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
+    "sft": {"batch_size": 4},
+    "checkpoint": {"every": 100},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def make(folder="run", **changes):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        spec = resolve_spec(TrainSpec.model_validate({**SPEC, **changes}))
+        made = Trainer(spec, tmp_path / folder, EventWriter(tmp_path / folder))
+        made.verifier = ScriptedVerifier()
+        return made
+
+    return make
+
+
+class ScriptedVerifier:
+    """Stands where the verifier stands; gives the verdicts it is told to, in turn."""
+
+    def __init__(self, verdicts=(True, False)):
+        self.verdicts = verdicts
+        self.asked = []
+
+    def judge(self, pairs):
+        self.asked.append(list(pairs))
+        return [
+            Verdict(self.verdicts[i % len(self.verdicts)], "scripted", fast=True)
+            for i in range(len(pairs))
+        ]
+
+
+def test_every_completion_is_judged_against_the_answer_of_its_own_problem(trainer):
+    made = trainer()
+    rollouts, _ = made._explore(0, 0)
+    answers = {tuple(made._prompt(e)): e.answer for e in made.prompts}
+    (pairs,) = made.verifier.asked
+    assert len(pairs) == len(rollouts) == 12
+    for rollout, (gold, text) in zip(rollouts, pairs, strict=True):
+        assert gold == answers[tuple(rollout.prompt)]
+        decoded = made.policy.tokenizer.decode(rollout.completion, skip_special_tokens=True)
+        assert text == decoded
+
+
+def test_groups_share_a_prompt_and_advantages_are_taken_within_them(trainer):
+    made = trainer(rl={"advantage": "group"})
+    made.verifier = ScriptedVerifier((True, False, False, False))
+    rollouts, metrics = made._explore(0, 0)
+    for start in range(0, 12, 4):
+        group = rollouts[start : start + 4]
+        assert len({tuple(r.prompt) for r in group}) == 1
+        assert [r.advantage for r in group] == [0.75, -0.25, -0.25, -0.25]
+    assert metrics["reward"] == 0.25
+    made = trainer("std", rl={"advantage": "group_std"})
+    made.verifier = ScriptedVerifier((True, False, False, False))
+    assert made._explore(0, 0)[0][0].advantage == pytest.approx(0.75 / (0.5 + 1e-4))
+
+
+def test_an_unjudged_answer_leaves_the_batch_and_the_mean_reward(trainer):
+    made = trainer()
+    made.verifier = ScriptedVerifier((True, None, False, None))
+    rollouts, metrics = made._explore(0, 0)
+    assert len(rollouts) == 6
+    assert metrics["reward"] == 0.5
+    assert metrics["verifier/unjudged"] == 0.5
+    assert all(r.advantage != 0 for r in rollouts)
+
+
+def test_rollouts_are_new_at_every_step_and_the_same_for_the_same_step(trainer):
+    made = trainer()
+    first = [r.completion for r in made._explore(0, 0)[0]]
+    assert [r.completion for r in made._explore(0, 0)[0]] == first
+    assert [r.completion for r in made._explore(1, 0)[0]] != first, "same problems, another step"
+
+
+def test_the_shadow_starts_as_the_student_and_the_teacher_does_not(trainer):
+    adapters = trainer().policy.adapters
+    student, teacher, shadow = map(adapters.parameters, ("student", "teacher", "shadow"))
+    assert all(torch.equal(a, b) for a, b in zip(student, shadow, strict=True))
+    assert not torch.equal(student[0], teacher[0])
+
+
+def test_every_set_moves_at_its_own_rate(trainer):
+    made = trainer(optimizer={"name": "sgd", "student_lr": 0.5, "teacher_lr": 0.25})
+    rates = {name: group.learning_rate for name, group in made.sets.items()}
+    assert rates == {"student": 0.5, "shadow": 0.5, "teacher": 0.25}
+
+
+def test_what_does_not_fit_is_left_out_and_said(trainer):
+    made = trainer(sft={"batch_size": 4, "max_tokens": 30})
+    assert made.demos
+    assert len(made.demos) < 16
+    assert all(len(d) <= 30 for d in made.demos)
+    assert all(d.completion[-1] == made.policy.eos_ids[0] for d in made.demos)
+    narrow = trainer("narrow", rollout={**SPEC["rollout"], "max_new_tokens": 243})
+    assert narrow.prompts
+    assert all(len(narrow._prompt(e)) <= 256 - 243 for e in narrow.prompts)
+    logs = [e.message for e in EventReader(narrow.events.path).read() if e.type == "log"]
+    assert any("data.prompts" in m and "left out" in m for m in logs)
+
+
+def test_an_evaluation_leaves_room_for_its_own_length_not_the_rollouts(trainer):
+    data = {**SPEC["data"], "eval": {"name": "arithmetic", "limit": 50}}
+    made = trainer(data=data, eval={"max_new_tokens": 243})
+    assert len(made.prompts) == 4000
+    assert all(len(made._prompt(e)) <= 256 - 243 for e in made.held_out)
+
+
+def test_an_evaluation_of_which_nothing_was_judged_is_no_accuracy_of_zero(trainer):
+    data = {**SPEC["data"], "eval": {"name": "arithmetic", "limit": 5}}
+    made = trainer(data=data)
+    made.verifier = ScriptedVerifier((None,))
+    progress = run_state.Progress(step=2)
+    assert made._evaluate(progress) == {"eval/unjudged": 5.0}
+    assert progress.best is None
+
+
+def test_no_rollout_is_shown_where_evaluations_are_off(trainer):
+    made = trainer(eval={"every": 0})
+    made._explore(0, 0)
+    assert not [e for e in EventReader(made.events.path).read() if e.type == "sample"]
+
+
+def test_an_adapter_lost_between_saving_and_saying_so_is_made_and_said_on_resume(
+    trainer, monkeypatch
+):
+    made = trainer()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_state, "prune", die)  # after state and adapter, before the event
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    monkeypatch.undo()
+    again = trainer()
+    assert again.run()
+    events = EventReader(again.events.path).read()
+    (checkpoint,) = [e for e in events if e.type == "checkpoint"]
+    assert (checkpoint.step, events[-1].type) == (3, "done")
+    assert (made.state.exports / "step-000003" / "adapter_model.safetensors").is_file()
+
+
+def test_no_state_is_ever_there_without_its_adapter(trainer, monkeypatch):
+    made = trainer()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_state, "export_adapter", die)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert not list(made.state.checkpoints.glob("step-*"))
+
+
+def test_a_stop_before_the_first_step_is_heard_and_costs_nothing(trainer):
+    made = trainer()
+    made.stop_requested = lambda: True
+    assert made.run() is False
+    again = trainer()
+    assert again.run() is True
+
+
+def test_a_spec_that_got_a_new_field_since_can_still_be_resumed(trainer):
+    made = trainer()
+    assert made.run()
+    state = made.state.checkpoints / "step-000003" / "state.json"
+    document = json.loads(state.read_text())
+    del document["spec"]["rl"]["kl_coef"]
+    made.state._refuse_other_spec(document["spec"])
+
+
+def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
+    made = trainer(method="rl")
+    with torch.no_grad():
+        made.policy.adapters.parameters("student")[1].fill_(math.nan)
+    with pytest.raises(Exception, match="NaN or infinite"):
+        made._step(0)
