@@ -1,16 +1,17 @@
 """The client without its sockets: what each request is, what its answer means, when to try again.
 
-`Client` and `AsyncClient` differ in nothing but how they wait; all they know is here. No function
-of this module does any I/O but reading a spec file.
+`Client` and `AsyncClient` differ in nothing but how they wait; all they know is here. Nothing here
+does any I/O but opening the file that is uploaded and looking for the service that runs here.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from urllib.parse import quote
 import httpx
 
 from bridge_client import models
-from bridge_client.errors import APIStatusError, ConnectionError
+from bridge_client.errors import APIStatusError, BridgeError, ConnectionError
 
 T = TypeVar("T")
 Record = TypeVar("Record", bound=models.Record)
@@ -29,6 +30,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 """Seconds. Nothing but generating and streaming takes longer than a database query."""
 GENERATE_TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
+"""However long the service checks what it has received: row by row, before it answers."""
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """A healthy event stream says something, if only a comment, several times a minute."""
 RETRIES = 2
@@ -39,8 +42,26 @@ RETRY_STATUSES = frozenset({429, 503})
 
 
 def default_url() -> str:
-    """BRIDGE_URL, or where `bridge up` listens."""
-    return os.environ.get("BRIDGE_URL") or DEFAULT_URL
+    """BRIDGE_URL; else the service that runs in BRIDGE_HOME or ./.bridge; else port 8000 here."""
+    named = os.environ.get("BRIDGE_URL")
+    if named:
+        return named
+    from bridge_client.home import Home
+
+    running = Home().running()
+    return running.url if running else DEFAULT_URL
+
+
+def is_loopback(url: str) -> bool:
+    """Does the address stay on this machine? Then no proxy of the environment (HTTP_PROXY,
+    ALL_PROXY) may be asked: it would look for the service on its own machine."""
+    host = httpx.URL(url).host
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -59,17 +80,34 @@ class Call(Generic[T]):
     repeatable: bool = True
     """May it be sent again when nobody knows whether the first one arrived?"""
 
-    def arguments(self) -> dict[str, Any]:
+    @contextmanager
+    def arguments(self) -> Iterator[dict[str, Any]]:
         """Keyword arguments for httpx; a file to upload is opened anew for every try."""
         known = {k: v for k, v in self.params.items() if v is not None}
         arguments: dict[str, Any] = {"params": known, "headers": dict(self.headers)}
         if self.json is not None:
             arguments["json"] = self.json
-        if self.file is not None:
-            arguments["files"] = {"file": (self.file.name, self.file.open("rb"))}
         if self.timeout is not None:
             arguments["timeout"] = self.timeout
-        return arguments
+        with ExitStack() as stack:
+            if self.file is not None:
+                file = stack.enter_context(self.file.open("rb"))
+                arguments["files"] = {"file": (self.file.name, file)}
+            yield arguments
+
+    def read(self, response: httpx.Response) -> T:
+        """What the service answered. Raises BridgeError: APIStatusError for a refusal, and for an
+        answer that no Bridge of this version would give."""
+        check(response)
+        try:
+            return self.parse(response)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = str(error).splitlines()[0]
+            raise BridgeError(
+                f"the answer to {self.method} {response.url} cannot be read ({why}): no Bridge "
+                "listens there, or one of another version; restart it with `bridge down` and "
+                "`bridge up`"
+            ) from error
 
 
 class Retry:
@@ -91,7 +129,7 @@ class Retry:
         """Seconds to wait before the next try; raises ConnectionError if there is none."""
         never_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         if self._left == 0 or not (self._call.repeatable or never_arrived):
-            raise ConnectionError(self._base_url, describe(error)) from error
+            raise lost(self._base_url, error) from error
         return self._next(None)
 
     def _next(self, asked: float | None) -> float:
@@ -118,6 +156,15 @@ def retry_after(response: httpx.Response, longest: float = 60.0) -> float | None
             return None
         seconds = (then - now).total_seconds()
     return min(max(seconds, 0.0), longest)
+
+
+def lost(base_url: str, error: Exception) -> ConnectionError:
+    """What is raised when trying again did not help."""
+    if isinstance(error, ConnectionError):
+        return error
+    if isinstance(error, httpx.ReadTimeout):
+        return ConnectionError.silent(base_url)
+    return ConnectionError(base_url, describe(error))
 
 
 def describe(error: Exception) -> str:
@@ -199,9 +246,8 @@ def metrics(
     )
 
 
-def samples(job_id: str, step: int | None, limit: int | None) -> Call[list[models.Sample]]:
-    params = {"step": step, "limit": limit}
-    return Call("GET", f"/jobs/{_segment(job_id)}/samples", _data(models.Sample), params=params)
+def samples(job_id: str, **query: Any) -> Call[models.Page[models.Sample]]:
+    return Call("GET", f"/jobs/{_segment(job_id)}/samples", _page(models.Sample), params=query)
 
 
 def checkpoints(job_id: str) -> Call[list[models.Checkpoint]]:
@@ -217,7 +263,12 @@ def events_path(job_id: str) -> str:
 
 
 def upload(path: Path) -> Call[models.Dataset]:
-    return Call("POST", "/datasets", _one(models.Dataset), file=path, repeatable=False)
+    return Call(
+        *("POST", "/datasets", _one(models.Dataset)),
+        file=path,
+        timeout=UPLOAD_TIMEOUT,
+        repeatable=False,
+    )
 
 
 def datasets(**query: Any) -> Call[models.Page[models.Dataset]]:

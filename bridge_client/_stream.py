@@ -14,8 +14,34 @@ from typing import Any
 import httpx
 
 from bridge_client import _core, models
-from bridge_client._core import RETRY_STATUSES, STREAM_TIMEOUT, describe, jittered
-from bridge_client.errors import APIStatusError, BridgeError, ConnectionError
+from bridge_client._core import RETRY_STATUSES, STREAM_TIMEOUT, jittered, lost
+from bridge_client.errors import APIStatusError, BridgeError
+
+
+class Patience:
+    """How long a service that is away is waited for. An answer renews it."""
+
+    def __init__(self, base_url: str, seconds: float = 120.0) -> None:
+        self._base_url = base_url
+        self._seconds = seconds
+        self._failing_since: float | None = None
+        self._failures = 0
+
+    def renew(self) -> None:
+        """The service answered: whatever broke before is mended."""
+        self._failing_since, self._failures = None, 0
+
+    def pause(self, error: Exception) -> float:
+        """Seconds until the next try. Raises what no trying again can mend, and ConnectionError
+        when patience is out."""
+        if isinstance(error, APIStatusError) and not _passing(error.status):
+            raise error
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        if now - self._failing_since > self._seconds:
+            raise lost(self._base_url, error) from error
+        self._failures += 1
+        return jittered(min(0.5 * 2**self._failures, 5.0))
 
 
 class Cursor:
@@ -27,11 +53,7 @@ class Cursor:
         self.job_id = job_id
         self.path = _core.events_path(job_id)
         self.last_seq = after
-        self._base_url = base_url
-        self._patience = patience
-        """Seconds the service may be unreachable before the follower gives up."""
-        self._failing_since: float | None = None
-        self._failures = 0
+        self._patience = Patience(base_url, patience)
         self.ended = False
         """Has the service said that there is nothing more to come?"""
 
@@ -44,7 +66,7 @@ class Cursor:
 
     def opened(self) -> None:
         """The service answered: whatever broke before is mended."""
-        self._failing_since, self._failures = None, 0
+        self._patience.renew()
 
     def take(self, kind: str, event_id: str, data: str) -> models.Event | None:
         """The event of one server-sent message; None for one that is no event or comes again."""
@@ -66,14 +88,7 @@ class Cursor:
     def broke(self, error: Exception) -> float:
         """The connection broke: seconds until the next try. Raises what no trying again can mend,
         and ConnectionError when patience is out."""
-        if isinstance(error, APIStatusError) and not _passing(error.status):
-            raise error
-        now = time.monotonic()
-        self._failing_since = self._failing_since or now
-        if now - self._failing_since > self._patience:
-            raise ConnectionError(self._base_url, describe(error)) from error
-        self._failures += 1
-        return jittered(min(0.5 * 2**self._failures, 5.0))
+        return self._patience.pause(error)
 
 
 def _passing(status: int) -> bool:

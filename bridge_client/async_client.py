@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,8 @@ from httpx_sse import EventSource
 
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
-from bridge_client._stream import BROKEN, Cursor
+from bridge_client._stream import BROKEN, Cursor, Patience
+from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
     Checkpoint,
@@ -48,7 +50,12 @@ class AsyncClient:
     ) -> None:
         self.base_url = (base_url or _core.default_url()).rstrip("/")
         self._retries = retries
-        self._http = httpx.AsyncClient(base_url=self.base_url, timeout=timeout, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            timeout=timeout,
+            transport=transport,
+            trust_env=not _core.is_loopback(self.base_url),
+        )
 
     async def close(self) -> None:
         """Closes the connections it keeps open."""
@@ -69,13 +76,14 @@ class AsyncClient:
         retry = Retry(call, self.base_url, self._retries)
         while True:
             try:
-                response = await self._http.request(call.method, call.path, **call.arguments())
+                with call.arguments() as arguments:
+                    response = await self._http.request(call.method, call.path, **arguments)
             except httpx.TransportError as error:
                 delay = retry.after_error(error)
             else:
                 again = retry.after_response(response)
                 if again is None:
-                    return call.parse(check(response))
+                    return call.read(response)
                 delay = again
             await asyncio.sleep(delay)
 
@@ -163,11 +171,21 @@ class AsyncClient:
         with _core.progress_for(await self.job(job_id), progress) as report:
             async for event in self.events(job_id):
                 report(event)
-            job = await self.job(job_id)
-            while not job.terminal:  # the run said its last word; the worker is writing it down
-                await asyncio.sleep(_core.SETTLE)
+            return await self._settled(job_id)
+
+    async def _settled(self, job_id: str) -> Job:
+        """The job once it is over: the run said its last word, the worker is writing it down."""
+        patience = Patience(self.base_url)
+        while True:
+            try:
                 job = await self.job(job_id)
-        return job
+                if job.terminal:
+                    return job
+                patience.renew()
+                delay = _core.SETTLE
+            except BridgeError as error:
+                delay = patience.pause(error)
+            await asyncio.sleep(delay)
 
     async def metrics(
         self,
@@ -181,10 +199,13 @@ class AsyncClient:
         return await self._send(_core.metrics(job_id, keys, after_step, max_points))
 
     async def samples(
-        self, job_id: str, *, step: int | None = None, limit: int | None = None
-    ) -> list[Sample]:
-        """Completions the policy wrote while it learned."""
-        return await self._send(_core.samples(job_id, step, limit))
+        self, job_id: str, *, step: int | None = None, page_size: int = 100
+    ) -> AsyncIterator[Sample]:
+        """Completions the policy wrote while it learned, newest step first; those of one `step`,
+        if it is named. Pages are fetched as they are needed."""
+        query = {"limit": page_size, "step": step}
+        async for sample in self._all(partial(_core.samples, job_id), query):
+            yield sample
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The job's saved states and their adapters."""

@@ -10,13 +10,18 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from bridge_client import output
-from bridge_client._core import DEFAULT_URL
+from bridge_client import hints, output
+from bridge_client._core import default_url
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
-from bridge_client.errors import APIStatusError, BridgeError, ConnectionError, SpecError
+from bridge_client.errors import (
+    APIStatusError,
+    BridgeError,
+    CannotStartError,
+    ConnectionError,
+    SpecError,
+)
 from bridge_client.home import Home
 from bridge_client.output import Output
-from bridge_client.supervisor import CannotStartError
 
 
 class Commands(TyperGroup):
@@ -75,8 +80,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    running = None if url else Home().running()
-    context.obj = url or (running.url if running else DEFAULT_URL)
+    context.obj = url or default_url()
 
 
 @app.command()
@@ -99,11 +103,16 @@ def up(
     running = place.running()
     if running:
         print(f"Bridge already runs in {place.path} at {running.url}")
+        print(f"Stop it with `{hints.down(place)}`.")
         return
     if detach:
         state = supervisor.detach(place, port, host)
-        print(f"Bridge is ready at {state.url} (logs in {place.logs}; stop it with `bridge down`)")
+        print(f"Bridge is ready at {state.url} (logs in {place.logs})")
+        print(f"Stop it with `{hints.down(place)}`.")
+        for hint in hints.elsewhere(place, state.url):
+            print(hint)
         return
+    place.create()
     print(f"Starting Bridge in {place.path} (logs in {place.logs}) …", flush=True)
     status = supervisor.serve(place, port, host, lambda line: print(line, flush=True))
     print("Bridge has stopped.")
@@ -116,8 +125,14 @@ def down(home: HomeOption = None) -> None:
     from bridge_client import supervisor
 
     place = Home(home)
-    state = supervisor.stop(place)
-    print(f"Bridge at {state.url} has stopped." if state else f"Nothing runs in {place.path}.")
+    stopped = supervisor.stop(place)
+    if stopped is None:
+        print(f"Nothing runs in {place.path}.")
+    elif stopped.leftovers:
+        print(f"The supervisor of {stopped.url} had been killed.")
+        print(f"Stopped what it had left running: {', '.join(stopped.leftovers)}.")
+    else:
+        print(f"Bridge at {stopped.url} has stopped.")
 
 
 @app.command()
@@ -188,6 +203,17 @@ def adapters(
         output.print_json(found)
     else:
         output.show_adapters(found)
+
+
+@app.command()
+def methods(output_as: OutputOption = Output.TEXT) -> None:
+    """List the training methods and their options. Needs no service."""
+    from bridge_client import methods as page
+
+    if output_as is Output.JSON:
+        output.print_json(page.describe())
+    else:
+        page.show()
 
 
 @data.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,8 @@ from httpx_sse import EventSource
 
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
-from bridge_client._stream import BROKEN, Cursor
+from bridge_client._stream import BROKEN, Cursor, Patience
+from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
     Checkpoint,
@@ -38,9 +40,10 @@ R = TypeVar("R", bound=Record)
 class Client:
     """Speaks to a Bridge service. Safe to use from several threads.
 
-    `base_url` defaults to BRIDGE_URL, else to where `bridge up` listens. Connection errors and the
-    statuses 429 and 503 are tried again `retries` times. Raises `BridgeError`: `APIStatusError`
-    when the service refuses, `ConnectionError` when none answers.
+    `base_url` defaults to BRIDGE_URL, else to the service that runs in BRIDGE_HOME (./.bridge),
+    else to http://127.0.0.1:8000. Connection errors and the statuses 429 and 503 are tried again
+    `retries` times. Raises `BridgeError`: `APIStatusError` when the service refuses,
+    `ConnectionError` when none answers.
     """
 
     def __init__(
@@ -53,7 +56,12 @@ class Client:
     ) -> None:
         self.base_url = (base_url or _core.default_url()).rstrip("/")
         self._retries = retries
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            timeout=timeout,
+            transport=transport,
+            trust_env=not _core.is_loopback(self.base_url),
+        )
 
     def close(self) -> None:
         """Closes the connections it keeps open."""
@@ -74,13 +82,14 @@ class Client:
         retry = Retry(call, self.base_url, self._retries)
         while True:
             try:
-                response = self._http.request(call.method, call.path, **call.arguments())
+                with call.arguments() as arguments:
+                    response = self._http.request(call.method, call.path, **arguments)
             except httpx.TransportError as error:
                 delay = retry.after_error(error)
             else:
                 again = retry.after_response(response)
                 if again is None:
-                    return call.parse(check(response))
+                    return call.read(response)
                 delay = again
             time.sleep(delay)
 
@@ -162,11 +171,21 @@ class Client:
         with _core.progress_for(self.job(job_id), progress) as report:
             for event in self.events(job_id):
                 report(event)
-            job = self.job(job_id)
-            while not job.terminal:  # the run said its last word; the worker is writing it down
-                time.sleep(_core.SETTLE)
+            return self._settled(job_id)
+
+    def _settled(self, job_id: str) -> Job:
+        """The job once it is over: the run said its last word, the worker is writing it down."""
+        patience = Patience(self.base_url)
+        while True:
+            try:
                 job = self.job(job_id)
-        return job
+                if job.terminal:
+                    return job
+                patience.renew()
+                delay = _core.SETTLE
+            except BridgeError as error:
+                delay = patience.pause(error)
+            time.sleep(delay)
 
     def metrics(
         self,
@@ -180,10 +199,11 @@ class Client:
         return self._send(_core.metrics(job_id, keys, after_step, max_points))
 
     def samples(
-        self, job_id: str, *, step: int | None = None, limit: int | None = None
-    ) -> list[Sample]:
-        """Completions the policy wrote while it learned."""
-        return self._send(_core.samples(job_id, step, limit))
+        self, job_id: str, *, step: int | None = None, page_size: int = 100
+    ) -> Iterator[Sample]:
+        """Completions the policy wrote while it learned, newest step first; those of one `step`,
+        if it is named. Pages are fetched as they are needed."""
+        return self._all(partial(_core.samples, job_id), {"limit": page_size, "step": step})
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The job's saved states and their adapters."""

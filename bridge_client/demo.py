@@ -8,18 +8,18 @@ how to do the same by hand. `HOME/demo.json` keeps the figures.
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from bridge_client import ports, supervisor
+from bridge_client import hints, ports, supervisor
+from bridge_client._core import describe
 from bridge_client.client import Client
-from bridge_client.errors import APIStatusError
+from bridge_client.errors import APIStatusError, CannotStartError
 from bridge_client.home import Home, State
 from bridge_client.models import Event, Job
 from bridge_client.output import EXIT_DETACHED, EXIT_FAILED, EXIT_OF_JOB, before_after
@@ -77,6 +77,7 @@ def _service(home: Home, port: int, console: Console) -> State:
     running = home.running()
     if running and running.ready:
         console.print(f"[bold]1.[/] Bridge already runs at {running.url}")
+        _check(home, running)
         return running
     if not running and not ports.is_free(port):
         other = ports.free_port(port + 1)
@@ -89,6 +90,20 @@ def _service(home: Home, port: int, console: Console) -> State:
     return state
 
 
+def _check(home: Home, running: State) -> None:
+    """Raises unless the service that runs, perhaps since long ago, can take a job."""
+    try:
+        answer = httpx.get(f"{running.url}/readyz", timeout=10, trust_env=False)
+        why = "" if answer.is_success else f"HTTP {answer.status_code} {answer.text[:300]}"
+    except httpx.TransportError as error:
+        why = describe(error)
+    if why:
+        raise CannotStartError(
+            f"That service is not ready ({why}): stop it with `{hints.down(home)}` and run the "
+            f"demo again; its logs are in {home.logs}."
+        )
+
+
 def _spec(seed: int, steps: int | None) -> dict[str, Any]:
     return {**SPEC, "seed": seed, "steps": steps or SPEC["steps"]}
 
@@ -97,6 +112,7 @@ def _demonstrate(
     client: Client, home: Home, spec: dict[str, Any], console: Console, stop_after: bool
 ) -> int:
     begun = time.monotonic()
+    bridge = hints.reaching(home, client.base_url)
     job = client.submit(spec)
     console.print(
         f"[bold]2.[/] POST /jobs: {job.id}, {job.status}. BRIDGE teaches {spec['model']} "
@@ -108,15 +124,16 @@ def _demonstrate(
         going = "stops with the service" if stop_after else "goes on"
         console.print(
             f"\nNo longer watching; the job {going}. "
-            f"`{_BRIDGE} jobs watch {job.id}` watches again, "
-            f"`{_BRIDGE} jobs cancel {job.id}` ends it, `{_BRIDGE} down` stops the service."
+            f"`{bridge} jobs watch {job.id}` watches again, "
+            f"`{bridge} jobs cancel {job.id}` ends it, "
+            f"`{hints.down(home)}` stops the service."
         )
         return EXIT_DETACHED
     seconds = time.monotonic() - begun
     if job.status != "succeeded" or not job.result or not job.adapter:
         error = (job.error or {}).get("message", "it has no result")
         console.print(f"[red]The job {job.status}:[/] {escape(str(error))}")
-        console.print(f"See `{_BRIDGE} jobs logs {job.id}` and {home.logs}.")
+        console.print(f"See `{bridge} jobs logs {job.id}` and {home.logs}.")
         return EXIT_OF_JOB.get(job.status, 0) or EXIT_FAILED
     console.print(
         f"[bold]3.[/] Held-out accuracy {before_after(job.result)} "
@@ -132,7 +149,7 @@ def _demonstrate(
             verdict = "right" if text.rpartition("#")[2] == expected else f"wrong, it is {expected}"
             console.print(f"   {question:<14} {who:<10} {escape(text)}  ({verdict})")
     file = _write(home, job, seconds, answers)
-    _by_hand(client, job, file, console, stop_after)
+    _by_hand(client, home, job, file, console, stop_after)
     return 0
 
 
@@ -180,7 +197,10 @@ def _write(home: Home, job: Job, seconds: float, answers: list[dict[str, str]]) 
     return file
 
 
-def _by_hand(client: Client, job: Job, file: Path, console: Console, stop_after: bool) -> None:
+def _by_hand(
+    client: Client, home: Home, job: Job, file: Path, console: Console, stop_after: bool
+) -> None:
+    bridge = hints.reaching(home, client.base_url)
     question = next(iter(QUESTIONS))
     body = json.dumps({"adapter": job.adapter, "prompt": question})
     commands = f"""
@@ -194,27 +214,9 @@ Ask it yourself:
 
 Train one yourself:
 
-  {_BRIDGE} jobs submit examples/arithmetic-bridge.yaml --watch
+  {bridge} jobs submit examples/arithmetic-bridge.yaml --watch
 
-The figures are in {_short(file)}."""
+The figures are in {hints.short(file)}."""
     console.print(escape(commands))
     if not stop_after:
-        console.print(f"The service stays at {client.base_url}; stop it with `{_BRIDGE} down`.")
-
-
-def _command() -> str:
-    """How to call our `bridge` from this shell. Linux has another one (iproute2's), so that a
-    `bridge` on the PATH may not be it."""
-    ours = Path(sys.executable).with_name("bridge")
-    if shutil.which("bridge") == str(ours):
-        return "bridge"
-    return _short(ours) if ours.exists() else f"{_short(Path(sys.executable))} -m bridge_client.cli"
-
-
-def _short(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-_BRIDGE = _command()
+        console.print(f"The service stays at {client.base_url}; stop it with `{hints.down(home)}`.")

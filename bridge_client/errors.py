@@ -14,12 +14,23 @@ class BridgeError(Exception):
 class ConnectionError(BridgeError, builtins.ConnectionError):
     """The service could not be reached, or went away, and trying again did not help."""
 
-    def __init__(self, base_url: str, cause: object) -> None:
+    def __init__(self, base_url: str, cause: object, sentence: str | None = None) -> None:
         super().__init__(
-            f"no Bridge service answers at {base_url} ({cause}); start one with `bridge up`, "
+            sentence
+            or f"no Bridge service answers at {base_url} ({cause}); start one with `bridge up`, "
             "or say where it is with BRIDGE_URL"
         )
         self.base_url = base_url
+
+    @classmethod
+    def silent(cls, base_url: str) -> ConnectionError:
+        """It took the request and did not answer in time."""
+        return cls(
+            base_url,
+            "ReadTimeout",
+            f"the service at {base_url} took the request and did not answer in time; it may be "
+            "busy: look at its log, try again, or wait longer with Client(timeout=SECONDS)",
+        )
 
 
 class APIStatusError(BridgeError):
@@ -45,6 +56,14 @@ class APIStatusError(BridgeError):
         where = f" [{self.param}]" if self.param and self.param not in self.detail else ""
         request = f", request {self.request_id}" if self.request_id else ""
         return f"{self.detail}{where} ({self.code}, HTTP {self.status}{request})"
+
+
+class CannotStartError(Exception):
+    """Why no service can be started here, in a sentence; `status` is the command's exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class SpecError(BridgeError):

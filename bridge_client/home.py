@@ -7,7 +7,6 @@ and nothing may ever be stopped that was not started here.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bridge_client.errors import CannotStartError
 
 LOG_NAMES = ("bridge", "service", "worker", "inference")
 
@@ -76,14 +77,24 @@ class Home:
         self.path = (path or default_home()).expanduser().resolve()
         self.logs = self.path / "logs"
         self.pids = self.path / "pids.json"
+        self._lock = self.path / "up.lock"
 
     def create(self) -> None:
-        """Makes the folder, readable for its owner alone, and keeps it out of git."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        ignore = self.path / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
+        """Makes the folder, readable for its owner alone, and keeps it out of git. Raises
+        CannotStartError where there can be none."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+            self._lock.touch()
+            ignore = self.path / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n")
+        except OSError as error:
+            raise CannotStartError(
+                f"{self.path} cannot be the folder of a service ({error.strerror}): choose one "
+                "that can be written, with --home or BRIDGE_HOME.",
+                status=2,
+            ) from None
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -112,8 +123,10 @@ class Home:
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Yields whether this process is now the home's only supervisor."""
+        import fcntl  # Windows has none, and no need of it: there the client is used alone
+
         self.create()
-        with (self.path / "up.lock").open("w") as file:
+        with self._lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -144,6 +144,7 @@ class Metrics(Mapping[str, Series]):
 class Sample(Record):
     """One completion the policy wrote."""
 
+    id: int | None = None
     step: int | None = None
     source: str | None = None
     """`rollout` or `eval`."""

@@ -9,6 +9,12 @@ import psutil
 LOOPBACK = "127.0.0.1"
 
 
+def reachable(host: str) -> str:
+    """What to call a listening address in a URL: one that means "every address" is no address."""
+    known = {"0.0.0.0": LOOPBACK, "::": "[::1]"}
+    return known.get(host) or (f"[{host}]" if ":" in host else host)
+
+
 def is_free(port: int, host: str = LOOPBACK) -> bool:
     """Can a server listen there now?"""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

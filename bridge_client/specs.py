@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,26 +10,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bridge_client.errors import SpecError
+from bridge_engine.spec_yaml import load_yaml
 
 if TYPE_CHECKING:
     from bridge_engine.spec import TrainSpec
     from bridge_engine.spec_errors import FieldError
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `3e-4` is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+"),
-    list("-+0123456789."),
-)
-
-
 def as_dict(spec: dict[str, Any] | TrainSpec | str | Path) -> dict[str, Any]:
     """A spec in whatever form, as the JSON object that is sent."""
     if isinstance(spec, dict):
+        try:
+            json.dumps(spec, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"the spec cannot be written as JSON: {error}") from error
         return spec
     if isinstance(spec, str | Path):
         return read(Path(spec))
@@ -44,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise SpecError(f"cannot read the spec {path}: {reason}") from error
     try:
-        spec = yaml.load(text, Loader=_Loader)
+        spec = load_yaml(text)
     except yaml.YAMLError as error:
         raise SpecError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(spec, dict):
@@ -61,9 +55,12 @@ def override(spec: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not all(path):
             raise SpecError(f"--set {setting}: write it as key=value, e.g. --set steps=50")
         try:
-            value = yaml.load(text, Loader=_Loader) if text.strip() else None
+            value = load_yaml(text)
         except yaml.YAMLError as error:
-            raise SpecError(f"--set {setting}: {text!r} is not a YAML value") from error
+            why = getattr(error, "problem", None) or error
+            raise SpecError(
+                f"--set {key}: {text[:60]!r} cannot be read as YAML ({str(why)[:200]})"
+            ) from error
         _put(result, path, value)
     return result
 

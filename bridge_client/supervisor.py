@@ -3,7 +3,8 @@
 None of them is imported here: each is `python -m …` in a process group of its own, with its log in
 HOME/logs. A child that dies is started again after a pause that doubles. A child that dies again
 and again before the service was ever ready ends everything, with the end of its log: then
-something is wrong that waiting does not mend.
+something is wrong that waiting does not mend. So does, at once, one that says why it cannot start
+(status 2).
 
 `python -m bridge_client.supervisor` is what `bridge up --detach` leaves behind.
 """
@@ -23,7 +24,8 @@ from typing import Any
 
 import httpx
 
-from bridge_client import ports
+from bridge_client import hints, ports
+from bridge_client.errors import CannotStartError
 from bridge_client.home import Home, Process, State
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -32,19 +34,13 @@ STABLE = 60.0
 """Seconds of life after which a child's earlier deaths are forgiven."""
 GIVE_UP_AFTER = 4
 """Deaths of one child before the service was ever ready."""
+CANNOT_START = 2
+"""The exit status of a child that has told in its log, in a sentence, why it cannot start."""
 READY_WITHIN = 180.0
 """Seconds; the first start on a slow disk reads a gigabyte of libraries."""
 POLITE = {"service": 15.0, "inference": 15.0}
 """Seconds between SIGTERM and SIGKILL. A worker gets BRIDGE_GRACE_SECONDS and some more, for its
 engine has a step to finish and a state to save."""
-
-
-class CannotStartError(Exception):
-    """A sentence for the user; `status` is the command's exit status."""
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass
@@ -61,9 +57,12 @@ class Child:
     born: float = 0.0
     start_at: float = 0.0
     """Monotonic seconds; not started before."""
+    log_begin: int = 0
+    """Bytes of the log that were there before its last start."""
 
     def start(self) -> None:
         with self.log.open("ab") as log:
+            self.log_begin = log.tell()
             self.popen = subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -74,6 +73,13 @@ class Child:
             )
         self.born = time.monotonic()
         self.process = Process.of(self.popen.pid)
+
+    def said(self) -> str:
+        """The end of what it has printed since its last start."""
+        with self.log.open("rb") as log:
+            log.seek(self.log_begin)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return "\n".join(lines[-15:])
 
     def died(self) -> int | None:
         """The exit status of a child that has ended since the last look."""
@@ -105,8 +111,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.inference_port = ports.free_port(self.port + 1, but=frozenset({self.port}))
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{ports.reachable(self.host)}:{self.port}"
         self.inference_url = f"http://{ports.LOOPBACK}:{self.inference_port}"
         environment = os.environ | {
             "BRIDGE_HOME": str(self.home.path),
@@ -127,7 +132,9 @@ class Supervisor:
         """Until SIGTERM or SIGINT; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop_asked)
-        stop_leftovers(self.home)
+        left = stop_leftovers(self.home)
+        if left:
+            self.say(f"Stopped what a killed supervisor had left running: {', '.join(left)}")
         try:
             self._start(["service"])
             self._until(f"{self.url}/healthz")  # it migrates the database; the others need that
@@ -137,7 +144,11 @@ class Supervisor:
             if not self.stopping:
                 self.ready = True
                 self._write()
-                self.say(f"Bridge is ready at {self.url}")
+                for line in (
+                    f"Bridge is ready at {self.url}",
+                    *hints.elsewhere(self.home, self.url),
+                ):
+                    self.say(line)
             while not self.stopping:
                 self._tend()
                 time.sleep(0.2)
@@ -163,7 +174,7 @@ class Supervisor:
         while not self.stopping:
             self._tend()
             try:
-                answer = httpx.get(url, timeout=5)
+                answer = httpx.get(url, timeout=5, trust_env=False)  # ours: no proxy knows it
                 if answer.is_success:
                     return
                 last = f"HTTP {answer.status_code} {answer.text[:300]}"
@@ -189,6 +200,8 @@ class Supervisor:
 
     def _mourn(self, child: Child, status: int) -> None:
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        if not self.ready and status == CANNOT_START:
+            raise CannotStartError(child.said() or f"{child.name} cannot start", CANNOT_START)
         if not self.ready and child.deaths >= GIVE_UP_AFTER:
             raise CannotStartError(
                 f"{child.name} ended {child.deaths} times (last: {how}) before the service was "
@@ -226,12 +239,14 @@ def grace_seconds() -> float:
         return 30.0
 
 
-def stop_leftovers(home: Home) -> None:
-    """Stops children of a supervisor that was killed before it could stop them itself."""
+def stop_leftovers(home: Home) -> list[str]:
+    """Stops children of a supervisor that was killed before it could stop them itself; returns
+    their names."""
     state = home.state()
     if state is None:
-        return
-    left = [process for process in state.children.values() if process.alive()]
+        return []
+    names = [name for name, process in state.children.items() if process.alive()]
+    left = [state.children[name] for name in names]
     for process in left:
         os.kill(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds() + 10.0
@@ -241,14 +256,15 @@ def stop_leftovers(home: Home) -> None:
     for process in left:
         os.kill(process.pid, signal.SIGKILL)
     home.forget()
+    return names
 
 
-def check_port(port: int, host: str = ports.LOOPBACK) -> None:
+def check_port(home: Home, port: int, host: str = ports.LOOPBACK) -> None:
     """Raises unless a server can listen there."""
     if not ports.is_free(port, host):
         raise CannotStartError(
             f"Port {port} is taken by {ports.holder(port)}: stop that, or choose another one with "
-            f"`bridge up --port {ports.free_port(port + 1)}`.",
+            f"`{hints.up(home, ports.free_port(port + 1))}`.",
             status=2,
         )
 
@@ -262,14 +278,14 @@ def serve(
             running = home.running()
             where = f" at {running.url}" if running else ""
             raise CannotStartError(f"Bridge already runs in {home.path}{where}.", status=0)
-        check_port(port, host)
+        check_port(home, port, host)
         return Supervisor(home, port, host, say).run()
 
 
 def detach(home: Home, port: int, host: str = ports.LOOPBACK) -> State:
     """Starts `serve` as a process of its own and returns when the service is ready."""
     home.create()
-    check_port(port, host)
+    check_port(home, port, host)
     with home.log("bridge").open("ab") as log:
         begin = log.tell()
         daemon = subprocess.Popen(
@@ -297,12 +313,22 @@ def detach(home: Home, port: int, host: str = ports.LOOPBACK) -> State:
     raise CannotStartError(said or f"Bridge did not start; see {home.logs}", daemon.returncode or 1)
 
 
-def stop(home: Home) -> State | None:
-    """Stops the service of this home; returns what ran, None if nothing did."""
+@dataclass(frozen=True)
+class Stopped:
+    """What `stop` has stopped."""
+
+    url: str
+    leftovers: tuple[str, ...] = ()
+    """Children whose supervisor had been killed; none in the usual course."""
+
+
+def stop(home: Home) -> Stopped | None:
+    """Stops the service of this home; None if nothing ran."""
     state = home.running()
     if state is None:
-        stop_leftovers(home)
-        return None
+        written = home.state()
+        left = stop_leftovers(home)
+        return Stopped(written.url, tuple(left)) if written and left else None
     os.kill(state.supervisor.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds() + 30.0
     while state.supervisor.alive():
@@ -311,7 +337,7 @@ def stop(home: Home) -> State | None:
                 f"the supervisor (pid {state.supervisor.pid}) did not stop; see {home.logs}"
             )
         time.sleep(0.1)
-    return state
+    return Stopped(state.url)
 
 
 def main(arguments: list[str] | None = None) -> int:

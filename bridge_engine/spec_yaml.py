@@ -1,4 +1,4 @@
-"""Reads YAML (and JSON, which is YAML) as people mean it and as JSON can say it.
+"""Reads YAML as people mean it and as JSON can say it; and JSON, which is almost YAML.
 
 Everybody who reads a spec reads it here, so that one file means the same to the command line, the
 service and the engine.
@@ -6,12 +6,16 @@ service and the engine.
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
 _JSON_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
+_NOT_IN_JSON = ("timestamp", "value")
+"""What plain words would mean to YAML alone: dates, and `=`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -19,7 +23,11 @@ class _Loader(yaml.SafeLoader):
     aliases (which can expand without bound) are not accepted."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name, meant to be replaced
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] not in _NOT_IN_JSON
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors = {  # noqa: RUF012
@@ -48,8 +56,15 @@ def load_yaml(text: str) -> Any:
     Raises `yaml.YAMLError`, as `MarkedYAMLError` with the position where it is known.
     """
     try:
+        if text.lstrip().startswith("{"):
+            with suppress(json.JSONDecodeError):  # then it is YAML's `{a: 1}`
+                return json.loads(text, parse_constant=_no_constant)
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     except ValueError as error:  # `!!int x`, or a number of thousands of digits
         raise yaml.YAMLError(str(error)) from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")

@@ -254,7 +254,7 @@ class Trainer:
             )
             if advantage is not None
         ]
-        if self.spec.eval.every and step % self.spec.eval.every == 0:
+        if step % (self.spec.eval.every or self.spec.checkpoint.every) == 0:
             self._show(step + 1, "rollout", problems, completions[:: spec.group_size], verdicts)
         metrics = _rollout_metrics(completions, rewards, spec.group_size)
         metrics["time/sampling"] = sampled - began

@@ -1,8 +1,10 @@
 """`python -m inference [--host HOST] [--port PORT]`: serves base models and adapters on loopback.
 
 Reads BRIDGE_INFERENCE_PORT (8001), BRIDGE_INFERENCE_THREADS (1: with more, a busy machine gets
-slower, not faster), BRIDGE_INFERENCE_QUEUE (64 waiting requests) and BRIDGE_INFERENCE_DEVICE
-(auto). Exits with status 2 and one sentence when it cannot start.
+slower, not faster), BRIDGE_INFERENCE_QUEUE (64 waiting requests), BRIDGE_INFERENCE_DEVICE (auto),
+BRIDGE_INFERENCE_MAX_ADAPTERS (32) and BRIDGE_INFERENCE_MAX_MODELS (2; both are how many stay
+loaded), and BRIDGE_ALLOWED_HOSTS (names, with commas between, that it may be called by beside
+localhost, 127.0.0.1, [::1] and HOST). Exits with status 2 and one sentence when it cannot start.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import socket
 import sys
 
 CANNOT_START = 2
+_YES = ("1", "true", "yes", "on", "t", "y")
+"""As the service's settings read a switch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m inference", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=_number("BRIDGE_INFERENCE_PORT", 8001))
+    parser.add_argument("--port", type=int, default=_number("BRIDGE_INFERENCE_PORT", 8001, least=0))
     options = parser.parse_args(arguments)
     refusal = _refusal(options.host, options.port)
     if refusal:
@@ -34,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from bridge_engine.models import materialize_model
     from inference.app import create_app
+    from inference.registry import MAX_ADAPTERS, MAX_BASES
 
     disable_progress_bar()  # a log file is no terminal
     torch.set_num_threads(_number("BRIDGE_INFERENCE_THREADS", 1))
@@ -41,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         materialize_model,
         waiting=_number("BRIDGE_INFERENCE_QUEUE", 64),
         device=os.environ.get("BRIDGE_INFERENCE_DEVICE", "auto"),
+        max_adapters=_number("BRIDGE_INFERENCE_MAX_ADAPTERS", MAX_ADAPTERS),
+        max_bases=_number("BRIDGE_INFERENCE_MAX_MODELS", MAX_BASES),
+        hosts=[options.host, *filter(None, os.environ.get("BRIDGE_ALLOWED_HOSTS", "").split(","))],
     )
     uvicorn.run(
         app, host=options.host, port=options.port, log_level="info", timeout_graceful_shutdown=5
@@ -50,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refusal(host: str, port: int) -> str | None:
     """Why it cannot listen there, or None."""
-    if not _is_loopback(host) and os.environ.get("BRIDGE_ALLOW_UNAUTHENTICATED") != "1":
+    allowed = os.environ.get("BRIDGE_ALLOW_UNAUTHENTICATED", "").lower() in _YES
+    if not (_is_loopback(host) or allowed):
         return (
             f"Inference has no authentication and listens on loopback only, not on {host}. "
             "Leave --host at 127.0.0.1, or set BRIDGE_ALLOW_UNAUTHENTICATED=1 where the network "
@@ -78,13 +87,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
+def _number(name: str, default: int, least: int = 1) -> int:
+    text = os.environ.get(name, "") or str(default)
     try:
-        return int(text) if text else default
+        number = int(text)
     except ValueError:
-        print(f"{name} must be a whole number, not {text!r}.", file=sys.stderr)
-        raise SystemExit(CANNOT_START) from None
+        number = least - 1
+    if number < least:
+        print(f"{name} must be a whole number of at least {least}, not {text!r}.", file=sys.stderr)
+        raise SystemExit(CANNOT_START)
+    return number
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from inference.errors import InferenceError, error_body
 from inference.generation import Completion, SamplingParams, generate
-from inference.registry import Adapter, Base, Registry
+from inference.hosts import OwnHostsOnly
+from inference.registry import MAX_ADAPTERS, MAX_BASES, Adapter, Base, Registry
 from inference.schemas import ChatRequest, CompletionRequest, LoadAdapter, Sampling, UnloadAdapter
 from inference.worker import GenerationThread
 
@@ -23,11 +24,18 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def create_app(
-    materialize: Callable[[str], Path], *, waiting: int = 64, device: str = "auto"
+    materialize: Callable[[str], Path],
+    *,
+    waiting: int = 64,
+    device: str = "auto",
+    max_adapters: int = MAX_ADAPTERS,
+    max_bases: int = MAX_BASES,
+    hosts: Iterable[str] = (),
 ) -> FastAPI:
     """The application. `materialize` turns a base model's name into a folder of weights; `waiting`
-    is how many requests may queue for the one generation thread."""
-    registry = Registry(materialize, device)
+    is how many requests may queue for the one generation thread; `hosts` are names, beside
+    loopback's, that this server may be called by."""
+    registry = Registry(materialize, device, max_adapters=max_adapters, max_bases=max_bases)
     thread = GenerationThread(waiting)
 
     @asynccontextmanager
@@ -37,14 +45,15 @@ def create_app(
 
     app = FastAPI(title="Bridge local inference", lifespan=lifespan)
     app.state.registry, app.state.thread = registry, thread
+    app.add_middleware(OwnHostsOnly, hosts=tuple(hosts))
     _handle_errors(app)
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         return {"status": "ok", "device": registry.device}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         """What is loaded. Base models that are not listed are loaded when they are first named."""
         bases = [_model_card(b.name, b.path, None, b) for b in list(registry.bases.values())]
         adapters = [
@@ -54,24 +63,24 @@ def create_app(
         return {"object": "list", "data": bases + adapters}
 
     @app.post("/v1/load_lora_adapter")
-    def load_lora_adapter(body: LoadAdapter) -> PlainTextResponse:
+    async def load_lora_adapter(body: LoadAdapter) -> PlainTextResponse:
         path = Path(body.lora_path)
-        thread.call(lambda: registry.load_adapter(body.lora_name, path, body.base_model))
+        await thread.call(lambda: registry.load_adapter(body.lora_name, path, body.base_model))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
-    def unload_lora_adapter(body: UnloadAdapter) -> PlainTextResponse:
-        thread.call(lambda: registry.unload_adapter(body.lora_name))
+    async def unload_lora_adapter(body: UnloadAdapter) -> PlainTextResponse:
+        await thread.call(lambda: registry.unload_adapter(body.lora_name))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @app.post("/v1/completions")
-    def completions(body: CompletionRequest) -> dict[str, Any]:
+    async def completions(body: CompletionRequest) -> dict[str, Any]:
         def work() -> tuple[int, list[Completion]]:
             target = registry.find(body.model)
             ids = _base(target).tokenizer(body.prompt)["input_ids"]
             return _answer(registry, target, ids, body, "prompt")
 
-        prompt_tokens, answers = thread.call(work)
+        prompt_tokens, answers = await thread.call(work)
         choices = [
             {"index": i, "text": a.text, "finish_reason": a.finish_reason, "logprobs": None}
             for i, a in enumerate(answers)
@@ -79,13 +88,13 @@ def create_app(
         return _response("text_completion", "cmpl", body.model, choices, prompt_tokens, answers)
 
     @app.post("/v1/chat/completions")
-    def chat_completions(body: ChatRequest) -> dict[str, Any]:
+    async def chat_completions(body: ChatRequest) -> dict[str, Any]:
         def work() -> tuple[int, list[Completion]]:
             target = registry.find(body.model)
             ids = _chat_ids(_base(target), body)
             return _answer(registry, target, ids, body, "messages")
 
-        prompt_tokens, answers = thread.call(work)
+        prompt_tokens, answers = await thread.call(work)
         choices = [
             {
                 "index": i,

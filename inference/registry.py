@@ -1,18 +1,24 @@
 """What is loaded: base models, and the adapters that stand on them.
 
+Of each only so many are kept; the one that was asked for the longest ago makes room. Nothing is
+lost by that: a base model is loaded again when it is named, and who asks for an adapter that is not
+here (404) loads it and asks again.
+
 Every method runs on the generation thread, one at a time: loading, choosing an adapter and
-generating never overlap, so one request can never see another's adapter.
+generating never overlap, so one request can never see another's adapter, and what makes room is
+never in use.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -20,6 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine.errors import EngineError
 from inference.errors import InferenceError, not_found
+
+MAX_ADAPTERS = 32
+MAX_BASES = 2
+
+Kept = TypeVar("Kept")
 
 
 @dataclass
@@ -50,12 +61,22 @@ class Adapter:
 class Registry:
     """Base models on demand by name, adapters by explicit load."""
 
-    def __init__(self, materialize: Callable[[str], Path], device: str = "auto") -> None:
+    def __init__(
+        self,
+        materialize: Callable[[str], Path],
+        device: str = "auto",
+        *,
+        max_adapters: int = MAX_ADAPTERS,
+        max_bases: int = MAX_BASES,
+    ) -> None:
         self._materialize = materialize
+        self._max_adapters = max_adapters
+        self._max_bases = max_bases
         self.device = (
             ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         )
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        # Both in the order of their last use, the latest at the end.
         self.bases: dict[str, Base] = {}
         self.adapters: dict[str, Adapter] = {}
         self._slots = 0
@@ -63,11 +84,13 @@ class Registry:
     def base(self, name: str) -> Base:
         """The base model of that name, loaded on first use."""
         if name in self.bases:
-            return self.bases[name]
+            return _used(self.bases, name)
         try:
             path = self._materialize(name)
         except EngineError as error:
             raise not_found(error.message) from error
+        while len(self.bases) >= self._max_bases:  # before loading: both might not fit
+            self._drop_base(next(iter(self.bases)))
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
@@ -94,7 +117,8 @@ class Registry:
         known = self.adapters.get(name)
         if known is not None:
             if known.path == path:
-                return known
+                _used(self.bases, known.base.name)
+                return _used(self.adapters, name)
             raise InferenceError(
                 f"The adapter name {name!r} is already loaded from {known.path}. Names are never "
                 "reused, because cached results of the old weights would answer for the new ones: "
@@ -108,7 +132,7 @@ class Registry:
         slot = f"slot{self._slots}"
         try:
             _attach(base, path, slot)
-        except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        except Exception as error:  # whatever PEFT or safetensors make of damaged files
             self._undo_attach(base, slot)
             raise InferenceError(
                 f"The adapter at {path} does not fit the base model {base.name!r}: {error}",
@@ -116,11 +140,13 @@ class Registry:
             ) from error
         adapter = Adapter(name, path, base, slot, time.time())
         self.adapters[name] = adapter
+        while len(self.adapters) > self._max_adapters:
+            self.unload_adapter(next(iter(self.adapters)))
         return adapter
 
     def _undo_attach(self, base: Base, slot: str) -> None:
         """After a failed load: the base is as it was, or is loaded anew when next asked for."""
-        if isinstance(base.model, PeftModel) and len(base.model.peft_config) > 1:
+        if any(adapter.base is base for adapter in self.adapters.values()):
             _detach(base, slot)
         else:  # PEFT had begun to rewrite the bare model in place
             del self.bases[base.name]
@@ -132,10 +158,20 @@ class Registry:
             raise not_found(f"No adapter named {name!r} is loaded.")
         _detach(adapter.base, adapter.slot)
 
+    def _drop_base(self, name: str) -> None:
+        """Frees the base model and all that stands on it."""
+        self.adapters = {n: a for n, a in self.adapters.items() if a.base.name != name}
+        del self.bases[name]
+        gc.collect()  # modules and their hooks point at each other
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
     def find(self, name: str) -> Base | Adapter:
         """The loaded adapter, or the base model, of that name."""
         if name in self.adapters:
-            return self.adapters[name]
+            adapter = _used(self.adapters, name)
+            _used(self.bases, adapter.base.name)
+            return adapter
         if "@" in name:  # JOB@STEP: never a base model's name
             raise not_found(f"No adapter named {name!r} is loaded.")
         return self.base(name)
@@ -152,6 +188,12 @@ class Registry:
                 yield target.model
         else:
             yield target.model
+
+
+def _used(kept: dict[str, Kept], name: str) -> Kept:
+    """What is kept under the name, now the latest used."""
+    kept[name] = kept.pop(name)
+    return kept[name]
 
 
 def _checked_base(path: Path, base_model: str | None) -> str:

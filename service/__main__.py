@@ -7,22 +7,18 @@ cannot start.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
-import os
 import socket
 import sys
 from types import FrameType
 
-import httpx
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.app import create_app
-from service.datasets.upload import UploadLimits
-from service.settings import Settings, get_settings
+from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
 from service.store.migrate import upgrade
 
@@ -41,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = _settings()
         if command == "serve":
-            check_address(settings.host, settings.port)
+            check_address(settings)
         _migrate(settings)
     except CannotStart as error:
         print(error, file=sys.stderr)
@@ -53,19 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _settings() -> Settings:
     try:
-        settings = get_settings()
-        UploadLimits()
+        return get_settings()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "BRIDGE_" + "_".join(str(part) for part in first["loc"]).upper()
-        where = f"{name}: " if first["loc"] else ""
-        raise CannotStart(f"The settings cannot be used: {where}{first['msg']}.") from None
-    if httpx.URL(settings.inference_url).scheme not in ("http", "https"):
-        raise CannotStart(
-            f"BRIDGE_INFERENCE_URL is {settings.inference_url!r}; it must be an address such as "
-            "http://127.0.0.1:8001."
-        )
-    return settings
+        raise CannotStart(explain(error)) from None
 
 
 def _migrate(settings: Settings) -> None:
@@ -74,10 +60,11 @@ def _migrate(settings: Settings) -> None:
         upgrade(settings.database_url)
     except StoreUnavailable as error:
         raise CannotStart(error.message) from None
-    except (ArgumentError, ModuleNotFoundError) as error:  # no URL, or of an unknown database
+    except SQLAlchemyError as error:  # an option in the URL that the driver does not know, say
+        said = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
         raise CannotStart(
-            f"BRIDGE_DATABASE_URL cannot be used ({error}); it must be sqlite:///FILE or "
-            "postgresql://USER:PASSWORD@HOST/NAME."
+            f"BRIDGE_DATABASE_URL cannot be used ({said}); it must be sqlite:////ABSOLUTE/PATH or "
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME."
         ) from None
     except OSError as error:
         raise CannotStart(
@@ -86,10 +73,11 @@ def _migrate(settings: Settings) -> None:
         ) from None
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(settings: Settings) -> None:
     """Raises `CannotStart` for a taken port, and for an address others can reach: there are no API
     keys, so whoever reaches the service may use it."""
-    if not _is_loopback(host) and os.environ.get("BRIDGE_ALLOW_UNAUTHENTICATED") != "1":
+    host, port = settings.host, settings.port
+    if not (settings.on_loopback or settings.allow_unauthenticated):
         raise CannotStart(
             f"There are no API keys, so the service listens on loopback only, not on {host}: leave "
             "BRIDGE_HOST at 127.0.0.1, or set BRIDGE_ALLOW_UNAUTHENTICATED=1 where the network "
@@ -106,15 +94,6 @@ def check_address(host: str, port: int) -> None:
                 f"Port {port} on {host} cannot be used ({error.strerror}): stop what listens "
                 "there, or set BRIDGE_PORT to another one."
             ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Server(uvicorn.Server):

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from bridge_engine.spec import JobSpec
@@ -23,6 +23,8 @@ from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
 from service.generate.schemas import GenerateRequest
 from service.jobs import routes as jobs
+from service.origin import OriginMiddleware
+from service.parameters import known_parameters
 from service.settings import Settings, get_settings
 from service.store import Store
 
@@ -69,9 +71,10 @@ def create_app(
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
     app.state.stopping = threading.Event()
-    health.install(app, store)
+    app.add_middleware(OriginMiddleware, settings=settings)
+    health.install(app, store)  # around it: refusals are counted too
     for feature in (jobs, datasets, adapters, generate):
-        app.include_router(feature.router)
+        app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app

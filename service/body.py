@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from bridge_engine.spec_errors import field_errors
+from bridge_engine.spec_yaml import load_yaml
 from service.errors import ApiError, invalid_fields
 
 MAX_BYTES = 1_000_000
@@ -25,7 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request) -> tuple[bytes, str]:
-    """The body's bytes and media type; 413 as soon as it proves too large. A FastAPI dependency."""
+    """The body's bytes and media type ("" where it is not said); 413 as soon as it proves too
+    large. A FastAPI dependency."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > MAX_BYTES:
         raise _too_large()
@@ -36,7 +38,7 @@ async def read_body(request: Request) -> tuple[bytes, str]:
         if size > MAX_BYTES:
             raise _too_large()
         chunks.append(chunk)
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
+    media_type = request.headers.get("content-type", "").partition(";")[0]
     return b"".join(chunks), media_type.strip().lower()
 
 
@@ -44,19 +46,19 @@ def parse(body: tuple[bytes, str], model: type[Model], *, allow_yaml: bool = Fal
     """The body as a `model`. Raises `ApiError`: 415 for another media type, 400 with the position
     for broken text, 422 with every field that is wrong."""
     content, media_type = body
-    if _JSON.fullmatch(media_type):
+    if _JSON.fullmatch(media_type) or not (media_type or content):
         value = _from_json(content)
     elif allow_yaml and _YAML.fullmatch(media_type):
         value = _from_yaml(content)
     else:
-        # Refusing form types also keeps foreign web pages from posting jobs to a local service.
+        # Form types and none at all are also what a foreign web page may send without asking.
         accepted = "application/json or application/yaml" if allow_yaml else "application/json"
         raise ApiError(
             415,
             "unsupported_media_type",
-            f"the body is {media_type}; send it as {accepted} "
+            f"the body is {media_type or 'of no stated Content-Type'}; send it as {accepted} "
             f"(curl: -H 'Content-Type: {accepted.split()[-1]}' --data-binary @FILE)",
-            given=media_type,
+            given=media_type or None,
             allowed=accepted.split(" or "),
         )
     if not isinstance(value, dict):
@@ -92,33 +94,15 @@ def _from_yaml(content: bytes) -> Any:
     if len(content) > MAX_YAML_BYTES:
         raise _too_large(MAX_YAML_BYTES)
     try:
-        return yaml.load(_text(content), Loader=_Loader)
+        return load_yaml(_text(content))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         detail = f"the body is not valid YAML: {error.problem or error.context}{where}"
         raise ApiError(400, "broken_yaml", detail) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ApiError(400, "broken_yaml", f"the body is not valid YAML: {first}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `3e-4` is a number, and aliases (which can expand without bound) are
-    not accepted."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not accepted here", mark)
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+"),
-    list("-+0123456789."),
-)
 
 
 def _text(content: bytes) -> str:

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridge_engine.spec_errors import FieldError
+from service.settings import Settings
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,11 @@ class Problem(BaseModel):
 
 
 class ApiError(Exception):
-    """A request that is refused. `status` is HTTP's; the rest becomes the problem's body."""
+    """A request that is refused. `status` is HTTP's; the rest becomes the problem's body.
+
+    `outside` is what takes the place of `detail` where others than this machine's users can ask:
+    it names no addresses, users or paths.
+    """
 
     def __init__(
         self,
@@ -88,11 +93,13 @@ class ApiError(Exception):
         nearest: str | None = None,
         errors: Sequence[Mapping[str, Any]] | None = None,
         headers: Mapping[str, str] | None = None,
+        outside: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
+        self.outside = outside
         self.extra = {
             "param": param,
             "given": given,
@@ -121,19 +128,20 @@ def invalid_fields(errors: Sequence[FieldError]) -> ApiError:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's account of a route's errors; every route can answer 500 and 503."""
+    """OpenAPI's account of a route's errors; every route can answer 403, 500 and 503."""
     return {
         status: {
             "model": Problem,
             "description": _MEANING.get(status, HTTPStatus(status).phrase),
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in (*statuses, 500, 503)
+        for status in (403, *statuses, 500, 503)
     }
 
 
 _MEANING = {
     400: "The body cannot be read: broken JSON or YAML.",
+    403: "The request comes from a web page elsewhere, or under a name that is not the service's.",
     404: "There is no such thing.",
     409: "The request contradicts what is stored.",
     413: "The body is too large.",
@@ -159,9 +167,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _hung_up)
 
 
-def _respond(request: Request, error: ApiError) -> JSONResponse:
+def respond(request: Request, error: ApiError) -> JSONResponse:
+    """The error as an answer."""
+    if error.outside is not None:
+        log.error("request %s: %s", _request_id(request.scope), error.detail)
+        if not _asked_from_here(request):
+            error.detail = error.outside
     body = problem(error, _request_id(request.scope))
     return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
+
+
+def _asked_from_here(request: Request) -> bool:
+    return cast(Settings, request.app.state.settings).on_loopback
 
 
 def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:
@@ -191,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _respond(request, error)
+    return respond(request, error)
 
 
 async def _store_error(request: Request, error: Exception) -> JSONResponse:
@@ -201,18 +218,27 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, Conflict):
         refusal = ApiError(409, error.code, error.message)
     elif isinstance(error, StoreUnavailable):
-        log.error("request %s: %s", _request_id(request.scope), error.message)
-        headers = {"Retry-After": "2"}
-        refusal = ApiError(503, f"database_{error.reason}", error.message, headers=headers)
+        refusal = ApiError(
+            503,
+            f"database_{error.reason}",
+            error.message,
+            headers={"Retry-After": "2"},
+            outside=trouble(error),
+        )
     else:
-        return _respond(request, _unforeseen(request, error))
-    return _respond(request, refusal)
+        return respond(request, _unforeseen(request, error))
+    return respond(request, refusal)
+
+
+def trouble(error: StoreUnavailable) -> str:
+    """What is the matter with the database, for those who need not know where it is."""
+    return f"the database cannot do its work now ({error.reason}); the service's log says more"
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     """Query parameters, headers and the like; bodies are read by `service.body`."""
     assert isinstance(error, RequestValidationError)
-    return _respond(request, invalid_fields(list(_parameter_errors(error.errors()))))
+    return respond(request, invalid_fields(list(_parameter_errors(error.errors()))))
 
 
 def _parameter_errors(items: Iterable[Mapping[str, Any]]) -> Iterable[FieldError]:
@@ -241,12 +267,12 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         refusal = ApiError(
             error.status_code, f"http_{error.status_code}", str(error.detail), headers=error.headers
         )
-    return _respond(request, refusal)
+    return respond(request, refusal)
 
 
 async def _hung_up(request: Request, error: Exception) -> JSONResponse:
     """The client left in the middle of its body; nobody will read this."""
-    return _respond(request, ApiError(400, "incomplete_body", "the body ended early"))
+    return respond(request, ApiError(400, "incomplete_body", "the body ended early"))
 
 
 def _unforeseen(request: Request, error: Exception) -> ApiError:
@@ -292,7 +318,7 @@ class RequestIdMiddleware:
             if started:  # too late to say anything else
                 raise
             request = Request(scope)
-            await _respond(request, _unforeseen(request, error))(scope, receive, send_with_id)
+            await respond(request, _unforeseen(request, error))(scope, receive, send_with_id)
 
 
 _FIT = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import cast
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Counter, GaugeMetricFamily, Histogram, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context import StoreDep
-from service.errors import responses
+from service.context import SettingsDep
+from service.errors import responses, trouble
 from service.generate.backend import InferenceBackend
 from service.store import STATUSES, Store, StoreUnavailable
+from service.store.migrate import is_current
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["health"])
 
 
+@router.get("/", include_in_schema=False)
+@router.head("/", include_in_schema=False)
+def home() -> RedirectResponse:
+    """What a browser that is only given the address is shown."""
+    return RedirectResponse("/docs")
+
+
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="health", summary="Alive")
 def healthz() -> dict[str, str]:
     """Answers as long as the process runs. Restart it when this does not answer."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     operation_id="readiness",
     summary="Ready",
     responses={503: {"description": "The database cannot be used; `checks` says why."}},
 )
-def readyz(request: Request, store: StoreDep) -> JSONResponse:
-    """Can it take jobs? The database must answer; without inference only /generate fails, so that
-    check is told and not demanded."""
+def readyz(request: Request, settings: SettingsDep) -> JSONResponse:
+    """Can it take jobs? The database must answer and have this version's tables; without inference
+    only /generate fails, so that check is told and not demanded."""
     checks = {"database": "ok", "inference": "ok"}
     try:
-        store.ping()
+        if not is_current(settings.database_url):
+            checks["database"] = (
+                "its tables are not those of this version; run `python -m service migrate`"
+            )
     except StoreUnavailable as error:
-        checks["database"] = error.message
+        log.warning("not ready: %s", error.message)
+        checks["database"] = error.message if settings.on_loopback else trouble(error)
     if not cast(InferenceBackend, request.app.state.inference).healthy():
         checks["inference"] = "unreachable"
     ready = checks["database"] == "ok"

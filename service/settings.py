@@ -6,6 +6,7 @@ dispatcher. The engine knows no settings of the service; what it needs it is tol
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 import sys
@@ -15,6 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+DRIVERS = ("sqlite", "postgres", "postgresql", "postgresql+psycopg")
+_A_DATABASE = "give sqlite:////ABSOLUTE/PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -38,6 +44,13 @@ class Settings(BaseSettings):
     """Address the API listens on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port the API listens on."""
+    allowed_hosts: Annotated[list[str], NoDecode] = []
+    """Names, separated by commas, under which the API may also be reached, without ports: that of
+    a proxy in front of it, say. A web page at one of them may use it too."""
+    allow_unauthenticated: bool = False
+    """Listen on other addresses than loopback, although whoever reaches the API may use it."""
+    max_upload_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
+    """Largest dataset, as it is sent and as it is unpacked."""
     inference_url: str = "http://127.0.0.1:8001"
     """Where the inference process answers."""
     inference_port: Annotated[int, Field(ge=0, le=65535)] = 8001
@@ -59,8 +72,8 @@ class Settings(BaseSettings):
     poll_seconds: Seconds = 0.3
     """Time between looks for new events of a run and for queued jobs."""
     resend_seconds: Seconds = 30.0
-    """A message that was sent this long ago, when the broker's queue is empty and the job still
-    waits, counts as lost and is sent again."""
+    """A message that was sent this long ago, and whose job still waits, counts as lost and is sent
+    again when more jobs wait than the broker holds messages."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """A job that broke down this often in a row without a new checkpoint is given up."""
     worker_slots: Annotated[int, Field(ge=1)] = 1
@@ -75,15 +88,50 @@ class Settings(BaseSettings):
             return value
         return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return [name for name in (part.strip() for part in value.split(",")) if name]
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_alone(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if "/" in name or "*" in name or (":" in name and not _is_address(name)):
+                raise ValueError(
+                    f"{name!r} is not a host: list names and addresses, without https:// and ports"
+                )
+        return [name.lower() for name in value]
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        if value and not value.startswith(("sqlite:///", "postgres://", "postgresql")):
-            scheme = value.partition("://")[0]  # the rest may hold a password
+        """No message repeats more of the value than its scheme: the rest may hold a password."""
+        if not value:
+            return value
+        scheme, mark, _ = value.partition("://")
+        if mark and scheme not in DRIVERS:
+            raise ValueError(f"{scheme!r} is not a database Bridge can use: {_A_DATABASE}")
+        try:
+            url = make_url(value)
+        except (ArgumentError, ValueError):  # the latter where the port is no number
+            url = None
+        if url is None or "@" in (url.host or ""):
             raise ValueError(
-                f"{scheme!r} is not a database Bridge can use: give sqlite:///PATH or "
-                "postgresql://USER:PASSWORD@HOST/NAME"
+                f"this is not the URL of a database: {_A_DATABASE}, with @ : / and % in the "
+                "password written as %40 %3A %2F %25"
             )
+        if url.drivername == "sqlite" and (url.host or url.database in (None, "", ":memory:")):
+            raise ValueError(f"it names no file that every process finds: {_A_DATABASE}")
+        return value
+
+    @field_validator("inference_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("it must be an address such as http://127.0.0.1:8001")
         return value
 
     @model_validator(mode="before")
@@ -122,13 +170,23 @@ class Settings(BaseSettings):
         return self.uploads_dir
 
     @property
-    def logs_dir(self) -> Path:
-        """What the embedded form's processes print."""
-        return self.home / "logs"
+    def on_loopback(self) -> bool:
+        """Is the API reached from this machine alone?"""
+        return self.host == "localhost" or (
+            _is_address(self.host) and ipaddress.ip_address(self.host).is_loopback
+        )
 
     def run_dir(self, job_id: str) -> Path:
         """The run directory of a job; events' and adapters' paths are relative to it."""
         return self.runs_dir / job_id
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def explain(error: ValidationError) -> str:

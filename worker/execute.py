@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bridge_engine.errors import EngineError
 from bridge_engine.events import Done, Failed
 from service.settings import Settings
-from service.store import Claim, JobRow, StaleAttempt, Store, StoreUnavailable
+from service.store import Claim, JobRow, StaleAttempt, Store, StoreUnavailable, breakdown
 from worker import log
 from worker.forward import Ending, Forwarder
 from worker.lease import Lease
@@ -82,17 +82,19 @@ def _run(
     except (StaleAttempt, StoreUnavailable) as error:
         if lease.lost or isinstance(error, StaleAttempt):
             raise StaleAttempt(job_id, attempt) from error
-        return release(_error("infra", "database_unavailable", str(error)))
+        return release(breakdown("infra", "database_unavailable", str(error)))
     except EngineError as error:
-        return release(_error(error.category, error.code, error.message))
+        return release(breakdown(error.category, error.code, error.message))
     except OSError as error:
         return _of_disk(error, finish, release)
     except Exception as error:
         log.exception("worker failed", job=job_id, attempt=attempt)
-        return release(_error("internal", "worker_error", f"{type(error).__name__}: {error}"))
+        return release(breakdown("internal", "worker_error", f"{type(error).__name__}: {error}"))
     if isinstance(ending, Done):
         return finish("succeeded", result=ending.result)
     if isinstance(ending, Failed):
+        # Also where `retryable` says that the same job may succeed later, as with a full disk: only
+        # a person can make room, and five more tries within a minute would bury the reason.
         named = ("category", "code", "message", "param", "retryable")
         return finish("failed", error={name: getattr(ending, name) for name in named})
     return release(died)  # saved and left, or died: the next attempt goes on from the checkpoint
@@ -155,16 +157,5 @@ def _of_disk(
     """A full disk stays full: trying again at once would only hide it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = f"No space is left on the disk of {error.filename}; free some and run the job again."
-        return finish("failed", error=_error("infra", "disk_full", full))
-    return release(_error("infra", "engine_not_started", f"Could not run the engine: {error}"))
-
-
-def _error(category: str, code: str, message: str) -> Fields:
-    """An error of the machinery, not of the job: trying again may help."""
-    return {
-        "category": category,
-        "code": code,
-        "message": message,
-        "param": None,
-        "retryable": True,
-    }
+        return finish("failed", error=breakdown("infra", "disk_full", full))
+    return release(breakdown("infra", "engine_not_started", f"Could not run the engine: {error}"))

@@ -10,6 +10,10 @@ from service.settings import Settings
 from service.store import Claim, StaleAttempt, Store, StoreUnavailable
 from worker import log
 
+LOOK_SECONDS = 1.0
+"""Longest time between looks at what the job's owner wants. A look is a read and costs nobody the
+write lock; a heartbeat writes, and may come much more rarely."""
+
 
 class Lease:
     """Renews a claim's lease from a thread of its own, so that nothing else can hold it up.
@@ -55,15 +59,25 @@ class Lease:
 
     def _beat(self) -> None:
         job_id, attempt = self._claim.job.id, self._claim.attempt
-        while not self._left.wait(self._settings.heartbeat_seconds):
+        every = self._settings.heartbeat_seconds
+        beat_at = time.monotonic() + every
+        while not self._left.wait(min(LOOK_SECONDS, max(0.0, beat_at - time.monotonic()))):
             asked = time.monotonic()
+            due = asked >= beat_at
             try:
-                self._wanted = self._store.heartbeat(job_id, attempt, self._settings.lease_seconds)
-                self._renewed = asked
+                if due:
+                    beat_at = asked + every  # also after a beat that does not come through
+                    self._wanted = self._store.heartbeat(
+                        job_id, attempt, self._settings.lease_seconds
+                    )
+                    self._renewed = asked
+                else:
+                    self._wanted = self._store.wanted(job_id, attempt)
             except StaleAttempt:
                 self._fenced = True
                 return
             except StoreUnavailable as error:
-                log.warning("heartbeat missed", job=job_id, attempt=attempt, because=error)
+                if due:
+                    log.warning("heartbeat missed", job=job_id, attempt=attempt, because=error)
             except Exception:
                 log.exception("heartbeat failed", job=job_id, attempt=attempt)

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from service.store import breakdown
+
 _OURS = ("BRIDGE_DATABASE_URL", "BRIDGE_REDIS_URL")
 """Passwords may be in these, and the engine knows neither a database nor a queue."""
 
@@ -123,7 +125,7 @@ def death(returncode: int, log: Path) -> dict[str, Any]:
     last = _last_line(log)
     said = f" Its last line was: {last}" if last else ""
     if returncode == -signal.SIGKILL:
-        return _error(
+        return breakdown(
             "oom",
             "engine_killed",
             "The engine was killed (signal 9), most likely because memory ran out; if it happens "
@@ -132,24 +134,14 @@ def death(returncode: int, log: Path) -> dict[str, Any]:
         )
     if returncode < 0:
         name = signal.Signals(-returncode).name
-        return _error(
+        return breakdown(
             "internal", "engine_crashed", f"The engine was ended by {name}; see engine.log.{said}"
         )
-    return _error(
+    return breakdown(
         "internal",
         "engine_exited",
         f"The engine left with exit status {returncode} and no word of why; see engine.log.{said}",
     )
-
-
-def _error(category: str, code: str, message: str) -> dict[str, Any]:
-    return {
-        "category": category,
-        "code": code,
-        "message": message,
-        "param": None,
-        "retryable": True,
-    }
 
 
 def _last_line(log: Path, most: int = 300) -> str:

@@ -2,7 +2,7 @@
 
 A message is sent at least once. It may be sent twice (this process died before it wrote down that
 it had sent it) and it may be lost (the broker lost its memory): then the job is still there, its
-message is still in the outbox, and when the broker's queue is empty it is sent again.
+message is still in the outbox, and it is sent again when more jobs wait than messages do.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def relay(store: Store) -> int:
 
 
 def resend(store: Store, after_seconds: float) -> None:
-    """Puts messages that the broker has lost up for sending again."""
-    if queue_length() == 0 and (count := store.resend_unclaimed(after_seconds)):
+    """Puts messages that the broker has lost up for sending again.
+
+    Its queue need not be empty: under load it never is, and a lost message must not wait for that.
+    """
+    if count := store.resend_unclaimed(after_seconds, queue_length()):
         log.warning("messages were lost, sending again", count=count)
 
 

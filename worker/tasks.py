@@ -18,7 +18,7 @@ from service.settings import get_settings
 from service.store import Store
 from worker import log
 from worker.execute import execute_job
-from worker.local import worker_name
+from worker.presence import worker_name
 
 QUEUE = "bridge"
 
@@ -40,6 +40,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 
+_NAME = worker_name()
 _stop = threading.Event()
 
 
@@ -58,7 +59,7 @@ def run_job(job_id: str) -> None:
         job_id,
         store=_store(),
         settings=get_settings(),
-        worker_id=worker_name(threading.current_thread().name),
+        worker_id=f"{_NAME}:{threading.current_thread().name}",
         stop=_stop,
     )
 

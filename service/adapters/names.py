@@ -14,13 +14,9 @@ def find_adapter(store: Store, name: str) -> AdapterRow:
     """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest` or `JOB` means; `ApiError` 404 with the
     nearest name where there is none."""
     try:
-        if not name.isascii() or not name.isprintable():
-            raise NotFound("adapter", name)
-        return store.adapter(name)
+        return look_up(store, name)
     except NotFound as error:
-        names = [row.name for row in store.adapters(limit=_SUGGESTED_FROM)[0]]
-        jobs = list(dict.fromkeys(known.partition("@")[0] for known in names))
-        near = nearest_name(name, [*jobs, *names])
+        near = nearest_name(name, newest(store))
         hint = f"; did you mean {near!r}?" if near else ""
         raise ApiError(
             404,
@@ -30,3 +26,16 @@ def find_adapter(store: Store, name: str) -> AdapterRow:
             given=name,
             nearest=near,
         ) from None
+
+
+def look_up(store: Store, name: str) -> AdapterRow:
+    """The adapter that a name means; raises NotFound, for names no database takes too."""
+    if not name.isascii() or not name.isprintable():
+        raise NotFound("adapter", name)
+    return store.adapter(name)
+
+
+def newest(store: Store) -> list[str]:
+    """Names of the newest adapters, and of their jobs before them."""
+    names = [row.name for row in store.adapters(limit=_SUGGESTED_FROM)[0]]
+    return [*dict.fromkeys(name.partition("@")[0] for name in names), *names]

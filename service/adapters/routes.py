@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from service.adapters.names import find_adapter
 from service.context import TEXT, StoreDep
 from service.errors import responses
+from service.parameters import check_cursor
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -56,8 +57,7 @@ def list_adapters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AdapterList:
     """Trained adapters, those of newer jobs and later steps first."""
-    if after is not None:
-        find_adapter(store, after)
+    check_cursor(store.adapter, after)
     rows, more = store.adapters(job_id, after, limit)
     data = [Adapter.model_validate(row) for row in rows]
     return AdapterList(data=data, has_more=more, next=rows[-1].name if more else None)

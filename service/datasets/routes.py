@@ -10,8 +10,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from service.context import TEXT, SettingsDep, StoreDep
-from service.datasets.upload import Received, UploadLimits, add, receive
+from service.datasets.upload import Received, add, receive
 from service.errors import responses
+from service.parameters import check_cursor
 from service.store import NotFound
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -49,7 +50,7 @@ async def _received(
     settings: SettingsDep,
     name: Annotated[str | None, Query(max_length=200, description="A name for people.")] = None,
 ) -> AsyncIterator[Received]:
-    async with receive(request, settings.datasets_dir, UploadLimits().max_upload_bytes) as file:
+    async with receive(request, settings.datasets_dir, settings.max_upload_bytes) as file:
         yield file
 
 
@@ -94,18 +95,21 @@ def upload_dataset(
     Columns: `problem`, `answer`, and optionally `solution`, `id`, `kind`, `level`. Every row is
     checked; the first that cannot be used is named by its line, and nothing is kept.
     """
-    row = add(store, file, settings.datasets_dir, UploadLimits().max_upload_bytes)
+    row = add(store, file, settings.datasets_dir, settings.max_upload_bytes)
     response.headers["Location"] = f"/datasets/{row.id}"
     return Dataset.model_validate(row)
 
 
-@router.get("", operation_id="list_datasets", summary="List datasets", responses=responses(422))
+@router.get(
+    "", operation_id="list_datasets", summary="List datasets", responses=responses(404, 422)
+)
 def list_datasets(
     store: StoreDep,
     after: Annotated[str | None, Query(pattern=TEXT)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> DatasetList:
     """Uploaded datasets, newest first."""
+    check_cursor(store.get_dataset, after)
     rows, more = store.list_datasets(after, limit)
     following = rows[-1].id if more else None
     data = [Dataset.model_validate(row) for row in rows]

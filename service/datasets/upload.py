@@ -20,8 +20,6 @@ from typing import IO
 
 from anyio.to_thread import run_sync
 from fastapi import Request
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
@@ -32,15 +30,6 @@ from service.store import DatasetRow, Store, new_id
 
 _PREFIX = ".upload-"
 _ABANDONED_SECONDS = 3600.0 * 6
-
-
-class UploadLimits(BaseSettings):
-    """What may be uploaded."""
-
-    model_config = SettingsConfigDict(env_prefix="BRIDGE_", frozen=True, extra="ignore")
-
-    max_upload_bytes: int = Field(default=2_000_000_000, ge=1)
-    """Of the file as it is sent, and of the dataset as it is unpacked."""
 
 
 @dataclass

@@ -100,6 +100,7 @@ class InferenceBackend:
                 f"({str(error) or type(error).__name__}); start it with `python -m inference`, or "
                 "say where it is with BRIDGE_INFERENCE_URL. Training goes on without it",
                 headers={"Retry-After": "5"},
+                outside="the inference process cannot be reached now; training goes on without it",
             ) from error
 
     def _failed(self, response: httpx.Response, message: str) -> ApiError:

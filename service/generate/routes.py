@@ -26,7 +26,11 @@ def _backend(request: Request) -> InferenceBackend:
     return cast(InferenceBackend, request.app.state.inference)
 
 
-def _place(request: Request) -> Iterator[None]:
+Body = Annotated[tuple[bytes, str], Depends(read_body)]
+
+
+def _place(request: Request, _: Body) -> Iterator[None]:
+    """Taken once the body is there: who sends slowly keeps nobody waiting."""
     places = cast(threading.BoundedSemaphore, request.app.state.generations)
     if not places.acquire(blocking=False):
         raise ApiError(
@@ -60,12 +64,12 @@ def _place(request: Request) -> Iterator[None]:
     },
 )
 def generate(
-    body: Annotated[tuple[bytes, str], Depends(read_body)],
+    body: Body,
     store: StoreDep,
     settings: SettingsDep,
     backend: Annotated[InferenceBackend, Depends(_backend)],
 ) -> Generation:
-    """Text from a trained adapter or from a bare base model.
+    """Text from a trained adapter or from a bare base model; `model` may name either.
 
     An adapter is loaded when it is first asked for. Its prompts get the template of its training,
     unless `raw`; a base model has none, and continues the prompt as it is.

@@ -25,7 +25,7 @@ class GenerateRequest(BaseModel):
     adapter: str | None = None
     """A trained adapter: JOB@STEP, JOB@best, JOB@latest or JOB (the best, else the newest)."""
     model: str | None = None
-    """A base model; alone, it answers without any adapter."""
+    """A base model, which answers without any adapter; or an adapter, named as in `adapter`."""
     prompt: str | None = None
     """The problem. It is put into the template the adapter was trained with, unless `raw`."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None

@@ -1,8 +1,12 @@
 """From an adapter in the registry to an adapter that answers.
 
 The database knows what exists, the backend what is loaded; nothing is remembered here, so either
-may be restarted at any time. An adapter is loaded when it is first asked for, under its immutable
-name, and called `ready` only once it has written something.
+may be restarted, and the backend may unload what it likes, at any time. An adapter is loaded when
+it is asked for and not there, and called `ready` only once it has written something.
+
+JOB@STEP is what people say, but not for ever the same bytes: a job that goes on from an earlier
+checkpoint on another machine may save the step again with other last digits. So the backend knows
+an adapter by JOB@STEP and its weights' digest; it can never answer from weights of the past.
 """
 
 from __future__ import annotations
@@ -16,18 +20,22 @@ from typing import Any
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.spec_errors import nearest_name
-from service.adapters.names import find_adapter
+from service.adapters.names import find_adapter, look_up, newest
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
 from service.generate.prompting import adapter_template, templated
 from service.generate.schemas import Choice, GenerateRequest, Generation, Usage
 from service.settings import Settings
-from service.store import AdapterRow, Store
+from service.store import AdapterRow, NotFound, Store
 
 log = logging.getLogger(__name__)
 
 CANARY_TOKENS = 4
+TRIES = 3
+"""Times an adapter is loaded for one request, where it is unloaded again before it can answer."""
 WEIGHTS = "adapter_model.safetensors"
+_LISTED = 20
+"""So many of the newest adapters are listed to somebody who named none."""
 
 
 def generate(
@@ -36,7 +44,9 @@ def generate(
     """Answers the request by the adapter or base model it names. Raises `ApiError`."""
     if request.adapter is None:
         assert request.model is not None  # the schema demands one of the two
-        return _by_base(request, request.model, backend)
+        if (adapter := _adapter_of(request.model, store)) is None:
+            return _by_base(request, request.model, backend)
+        return _by_adapter(request, adapter, store, settings, backend)
     adapter = find_adapter(store, request.adapter)
     if request.model is not None and request.model != adapter.base_model:
         raise ApiError(
@@ -48,20 +58,78 @@ def generate(
             given=request.model,
             allowed=[adapter.base_model],
         )
+    return _by_adapter(request, adapter, store, settings, backend)
+
+
+def _adapter_of(model: str, store: Store) -> AdapterRow | None:
+    """The adapter a request's `model` names, None for a base model; `ApiError` 404 for neither."""
+    models = catalog.model_names()
+    if model in models or "/" in model:  # the latter is the hub's to know
+        return None
+    try:
+        return look_up(store, model)
+    except NotFound as error:
+        adapters = newest(store)
+        near = nearest_name(model, [*models, *adapters])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ApiError(
+            404,
+            "unknown_model",
+            f"{model!r} is neither a base model ({', '.join(models)}, or owner/name on the Hugging "
+            f"Face hub) nor an adapter ({error.message}){hint}",
+            param="model",
+            given=model,
+            allowed=[*models, *adapters[:_LISTED]],
+            nearest=near,
+        ) from None
+
+
+def _by_adapter(
+    request: GenerateRequest,
+    adapter: AdapterRow,
+    store: Store,
+    settings: Settings,
+    backend: InferenceBackend,
+) -> Generation:
     folder = settings.run_dir(adapter.job_id) / adapter.path
     if request.prompt is not None and not request.raw:
         content = templated(request.prompt, adapter_template(folder, adapter.template))
     else:
         content = _as_given(request)
-    if adapter.status != "ready":
-        _make_ready(adapter, folder, content, store, backend)
-    body = {**_sampling(request), **content, "model": adapter.name}
-    try:
-        answer = backend.complete(_path(content), body)
-    except NotLoaded:  # the backend was restarted since
-        _make_ready(adapter, folder, content, store, backend)
-        answer = _complete_loaded(backend, content, body)
+    body = {**_sampling(request), **content, "model": loaded_name(adapter)}
+    answer = _complete(adapter, folder, body, store, backend)
     return _generation(answer, adapter.base_model, adapter.name)
+
+
+def loaded_name(adapter: AdapterRow) -> str:
+    """What the backend calls the adapter: a name that means these weights and no others."""
+    return f"{adapter.name}:{adapter.sha256[:12]}"
+
+
+def _complete(
+    adapter: AdapterRow,
+    folder: Path,
+    body: dict[str, Any],
+    store: Store,
+    backend: InferenceBackend,
+) -> dict[str, Any]:
+    """The backend's answer; loads the adapter when it is new, or has been unloaded meanwhile."""
+    ready = adapter.status == "ready"
+    for _ in range(TRIES):
+        try:
+            if not ready:
+                _make_ready(adapter, folder, body, store, backend)
+            return backend.complete(_path(body), body)
+        except NotLoaded:
+            ready = False
+    raise ApiError(
+        503,
+        "inference_busy",
+        f"adapter {adapter.name} was loaded {TRIES} times and was unloaded each time before it "
+        "could answer: more adapters or base models are asked for at the same time than inference "
+        "keeps. Try again, or raise BRIDGE_INFERENCE_MAX_ADAPTERS or BRIDGE_INFERENCE_MAX_MODELS",
+        headers={"Retry-After": "2"},
+    )
 
 
 def _by_base(request: GenerateRequest, model: str, backend: InferenceBackend) -> Generation:
@@ -78,33 +146,38 @@ def _by_base(request: GenerateRequest, model: str, backend: InferenceBackend) ->
             given=model,
             allowed=names if status == 404 else None,
             nearest=nearest_name(model, names) if status == 404 else None,
+            outside=f"{model} cannot be had now; see the service's log" if status == 503 else None,
         ) from None
     content = _as_given(request)
     body = {**_sampling(request), **content, "model": model}
-    return _generation(_complete_loaded(backend, content, body), model, None)
+    try:
+        answer = backend.complete(_path(body), body)
+    except NotLoaded as error:
+        raise ApiError(502, "inference_failed", error.message, param="model") from error
+    return _generation(answer, model, None)
 
 
 def _make_ready(
     adapter: AdapterRow,
     folder: Path,
-    content: dict[str, Any],
+    body: dict[str, Any],
     store: Store,
     backend: InferenceBackend,
 ) -> None:
     """Loads the adapter and has it write a few tokens. What it cannot do is noted in the registry.
 
-    The canary continues the request's own prompt: every tokenizer is sure to know it.
+    The canary continues the request's own prompt: every tokenizer is sure to know it. Raises
+    NotLoaded if the adapter was unloaded in between: that is not its own fault.
     """
     try:
         _check_files(adapter, folder)
-        backend.load(adapter.name, folder, adapter.base_model)
+        backend.load(loaded_name(adapter), folder, adapter.base_model)
     except LoadFailed as error:
         raise _not_servable(adapter, error.message, store) from error
-    canary = {**content, "model": adapter.name, "max_tokens": CANARY_TOKENS, "temperature": 0.0}
+    asked = {name: body[name] for name in body.keys() & {"model", "prompt", "messages"}}
+    canary = {**asked, "max_tokens": CANARY_TOKENS, "temperature": 0.0}
     try:
-        backend.complete(_path(content), canary)
-    except NotLoaded as error:  # it said it had loaded it
-        raise _not_servable(adapter, error.message, store) from error
+        backend.complete(_path(canary), canary)
     except ApiError as error:
         if error.code == "inference_failed":
             raise _not_servable(adapter, error.detail, store) from error
@@ -136,16 +209,8 @@ def _not_servable(adapter: AdapterRow, reason: str, store: Store) -> ApiError:
         f"adapter {adapter.name} cannot be served: {reason}",
         param="adapter",
         given=adapter.name,
+        outside=f"adapter {adapter.name} cannot be served; the service's log says why",
     )
-
-
-def _complete_loaded(
-    backend: InferenceBackend, content: dict[str, Any], body: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        return backend.complete(_path(content), body)
-    except NotLoaded as error:
-        raise ApiError(502, "inference_failed", error.message, param="model") from error
 
 
 def _as_given(request: GenerateRequest) -> dict[str, Any]:
@@ -154,8 +219,8 @@ def _as_given(request: GenerateRequest) -> dict[str, Any]:
     return {"prompt": request.prompt}
 
 
-def _path(content: dict[str, Any]) -> str:
-    return "/v1/chat/completions" if "messages" in content else "/v1/completions"
+def _path(body: dict[str, Any]) -> str:
+    return "/v1/chat/completions" if "messages" in body else "/v1/completions"
 
 
 def _sampling(request: GenerateRequest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from service.body import read_body
 from service.context import LARGEST_INT, TEXT, SettingsDep, StoreDep
 from service.errors import ApiError, responses
-from service.jobs import events, submit
+from service.jobs import events, figures, submit
 from service.jobs.logs import tail as last_lines
 from service.jobs.schemas import (
     Attempt,
@@ -27,6 +27,7 @@ from service.jobs.schemas import (
     Sample,
     SampleList,
 )
+from service.parameters import check_cursor, unknown_cursor
 from service.store import NotFound
 from service.store.models import JobRow
 from service.store.status import Status
@@ -123,7 +124,7 @@ def create_job(
 
     The body is JSON or YAML. A spec that cannot run is refused with every field at fault.
     """
-    spec = submit.resolved(body)
+    spec = submit.resolved(body, store)
     if dry_run:
         response.status_code = 200
         dumped = spec.model_dump(mode="json", by_alias=True)
@@ -135,7 +136,7 @@ def create_job(
     return Job.of(row)
 
 
-@router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(422))
+@router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(404, 422))
 def list_jobs(
     store: StoreDep,
     after: Annotated[
@@ -148,6 +149,7 @@ def list_jobs(
     name: Annotated[str | None, Query(pattern=TEXT)] = None,
 ) -> JobList:
     """Jobs, newest first. New jobs do not move the pages of a listing that has begun."""
+    check_cursor(store.get_job, after)
     rows, more = store.list_jobs(after, limit, status, method, name)
     following = rows[-1].id if more else None
     return JobList(data=[Job.of(row) for row in rows], has_more=more, next=following)
@@ -186,9 +188,11 @@ def get_metrics(
         Query(ge=4, le=100_000, description="Thin each series, keeping its lows and highs."),
     ] = None,
 ) -> Metrics:
-    """Series of [step, value], one a metric."""
+    """Series of [step, value], one a metric. A name that the job has no figures of (yet) is left
+    out; one that it cannot have any more, or that no job has, is refused."""
     names = [name for part in keys or [] for name in part.split(",") if name]
     series = store.metrics(job.id, keys=names or None, after_step=after_step, max_points=max_points)
+    figures.check_names([name for name in names if name not in series], job)
     return Metrics(job_id=job.id, metrics=series)
 
 
@@ -221,11 +225,23 @@ def list_samples(
     job: ExistingJob,
     store: StoreDep,
     step: Step = None,
+    after: Annotated[
+        str | None,
+        Query(pattern=TEXT, description="Go on after this one: the `next` of the page before."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> SampleList:
-    """Completions the policy wrote, the newest first."""
-    rows = store.samples(job.id, step=step, limit=limit)
-    return SampleList(data=[Sample.of(row) for row in rows])
+    """Completions the policy wrote, those of the newest step first."""
+    try:
+        if after is not None and not re.fullmatch(r"[0-9]{1,18}", after):
+            raise NotFound("sample", after)
+        last = int(after) if after is not None else None
+        rows = store.samples(job.id, step, limit + 1, last)
+    except NotFound as error:
+        raise unknown_cursor(error) from None
+    page, more = rows[:limit], len(rows) > limit
+    following = str(page[-1].id) if more else None
+    return SampleList(data=[Sample.of(row) for row in page], has_more=more, next=following)
 
 
 @router.get(

@@ -109,6 +109,7 @@ class Metrics(Answer):
 class Sample(Answer):
     """One completion the policy wrote."""
 
+    id: int
     step: int
     source: str
     """`rollout` or `eval`."""
@@ -124,12 +125,13 @@ class Sample(Answer):
 
 
 class SampleList(Answer):
-    """Completions, newest step first."""
+    """One page of completions, newest step first."""
 
     object: Literal["list"] = "list"
     data: list[Sample]
-    has_more: bool = False
-    next: str | None = None
+    has_more: bool
+    next: str | None
+    """What to pass as `after` for the next page; null on the last one."""
 
 
 class Checkpoint(Answer):

@@ -4,7 +4,14 @@
 back detached: they are what was true when they were read.
 """
 
-from service.store.errors import Conflict, NotFound, StaleAttempt, StoreError, StoreUnavailable
+from service.store.errors import (
+    Conflict,
+    NotFound,
+    StaleAttempt,
+    StoreError,
+    StoreUnavailable,
+    breakdown,
+)
 from service.store.ids import new_id
 from service.store.leases import Claim
 from service.store.models import (
@@ -42,5 +49,6 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "breakdown",
     "new_id",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from sqlalchemy import select
@@ -12,6 +13,8 @@ from service.store.errors import NotFound
 from service.store.models import AdapterRow, JobRow
 
 AdapterStatus = Literal["registered", "ready", "failed"]
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+"""Steps as they are written; Python would refuse to read one of thousands of digits."""
 
 
 class Adapters(Database):
@@ -92,7 +95,7 @@ def _step(job: JobRow, which: str, name: str) -> int | None:
         )
     if which in ("", "best"):
         return job.best_step if job.best_step is not None else job.checkpoint_step
-    if which.isascii() and which.isdigit() and str(int(which)) == which:
+    if _STEP.fullmatch(which):
         return int(which)
     raise NotFound(
         "adapter", name, f"there is no adapter {name!r}: after the @ stands a step, best or latest"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StoreError(Exception):
     """Base of everything the store raises on purpose; `message` is a sentence for a person."""
@@ -46,3 +48,17 @@ class StoreUnavailable(StoreError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def breakdown(category: str, code: str, message: str) -> dict[str, Any]:
+    """A job's `error` for what is the machinery's fault, not the job's: trying again may help.
+
+    `category` is one of `bridge_engine.errors.Category`.
+    """
+    return {
+        "category": category,
+        "code": code,
+        "message": message,
+        "param": None,
+        "retryable": True,
+    }

@@ -7,16 +7,16 @@ its write comes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from service.store.database import Database, clean, epoch_now
-from service.store.errors import StaleAttempt
+from service.store.errors import StaleAttempt, breakdown
 from service.store.jobs import forget_messages
 from service.store.models import AttemptRow, JobRow, OutboxRow
 from service.store.status import OWNED, origins
@@ -72,6 +72,20 @@ class Leases(Database):
             raise StaleAttempt(job_id, attempt)
         return wanted
 
+    def wanted(self, job_id: str, attempt: int) -> str:
+        """What the owner wants, as `heartbeat` says it, but only looked at: nothing is written.
+
+        Raises StaleAttempt if the job was given to another attempt or has ended.
+        """
+        query = select(JobRow.wanted).where(
+            JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(OWNED)
+        )
+        with self.read() as session:
+            wanted = session.scalar(query)
+        if wanted is None:
+            raise StaleAttempt(job_id, attempt)
+        return wanted
+
     def finish(
         self,
         job_id: str,
@@ -96,9 +110,7 @@ class Leases(Database):
         """
         with self.write() as session:
             job = owned(session, job_id, attempt)
-            _give_up(
-                session, job, "released" if error is None else "lost", error, self.max_attempts
-            )
+            _give_up(session, job, error, self.max_attempts)
             return job
 
     def requeue_expired(self) -> list[str]:
@@ -118,8 +130,30 @@ class Leases(Database):
         with self.write() as session:
             jobs = session.scalars(expired.with_for_update(skip_locked=True)).all()
             for job in jobs:
-                _give_up(session, job, "lost", _worker_lost(job), self.max_attempts)
+                _give_up(session, job, _worker_lost(job), self.max_attempts)
             return [job.id for job in jobs if job.status == "queued"]
+
+    def release_lost(self, is_gone: Callable[[str], bool]) -> list[str]:
+        """Takes jobs from workers that are known to be gone, before their leases run out.
+
+        `is_gone` tells by a worker's id. What becomes of the jobs, and what is returned, is as in
+        `requeue_expired`.
+        """
+        held = select(JobRow.id, JobRow.attempt, JobRow.worker_id).where(JobRow.status.in_(OWNED))
+        with self.read() as session:
+            claims = session.execute(held.order_by(JobRow.id)).all()
+        released = []
+        for job_id, attempt, worker_id in claims:
+            if worker_id is None or not is_gone(worker_id):
+                continue
+            lost = f"Worker {worker_id} ended without a word; see its log."
+            try:
+                job = self.release(job_id, attempt, breakdown("infra", "worker_lost", lost))
+            except StaleAttempt:
+                continue  # somebody was faster
+            if job.status == "queued":
+                released.append(job_id)
+        return released
 
     # ------------------------------------------------------------------ the outbox
 
@@ -136,13 +170,22 @@ class Leases(Database):
             with self.write() as session:
                 session.execute(sent)
 
-    def resend_unclaimed(self, older_than_seconds: float) -> int:
+    def resend_unclaimed(self, older_than_seconds: float, at_broker: int = 0) -> int:
         """Puts messages that were sent so long ago, and whose job still waits, up for sending
-        again; returns how many. To be called when the broker says that its queue is empty."""
+        again; returns how many.
+
+        Only if some were lost: if more jobs wait for their message to arrive than the broker holds
+        messages (`at_broker`, counted before this call). Which of them is lost cannot be told, so
+        all the old ones go out again; a message too many does no harm.
+        """
         before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
         lost = OutboxRow.sent_at < before
+        # The young ones count here too: they may be all that the broker holds.
+        sent = select(func.count()).where(OutboxRow.sent_at.is_not(None))
         with self.read() as session:
             if session.scalar(select(OutboxRow.id).where(lost).limit(1)) is None:
+                return 0
+            if (session.scalar(sent) or 0) <= at_broker:
                 return 0
         with self.write() as session:
             again = update(OutboxRow).where(lost).values(sent_at=None).returning(OutboxRow.id)
@@ -205,11 +248,15 @@ def _end(
 
 
 def _give_up(
-    session: Session, job: JobRow, outcome: str, error: dict[str, Any] | None, max_attempts: int
+    session: Session, job: JobRow, error: dict[str, Any] | None, max_attempts: int
 ) -> None:
-    if error is not None:
+    cancelled = job.wanted == "cancel"
+    outcome = "lost"
+    if error is None:  # it left as it was told to
+        outcome = "cancelled" if cancelled else "released"
+    else:
         job.lost_attempts += 1
-    if job.wanted == "cancel":
+    if cancelled:
         _end(session, job, "cancelled", outcome, None)
     elif error is not None and job.lost_attempts >= max_attempts:
         tries = f" Given up: it broke down {job.lost_attempts} times without a new checkpoint."
@@ -219,10 +266,5 @@ def _give_up(
 
 
 def _worker_lost(job: JobRow) -> dict[str, Any]:
-    return {
-        "category": "infra",
-        "code": "worker_lost",
-        "message": f"Worker {job.worker_id} was not heard of until its lease ran out; see its log.",
-        "param": None,
-        "retryable": True,
-    }
+    silent = f"Worker {job.worker_id} was not heard of until its lease ran out; see its log."
+    return breakdown("infra", "worker_lost", silent)

@@ -164,7 +164,8 @@ class AttemptRow(Row):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     outcome: Mapped[str | None] = mapped_column(String)
-    """`succeeded`, `failed`, `cancelled`, `released` (handed back) or `lost`; None as it runs."""
+    """`succeeded`, `failed`, `cancelled`, `released` (handed back) or `lost` (broke down, also
+    while its job was being cancelled); None as it runs."""
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
 

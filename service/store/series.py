@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func, or_, select
 
 from service.store.database import Database
+from service.store.errors import NotFound
 from service.store.jobs import found
 from service.store.models import CheckpointRow, MetricRow, SampleRow
 
@@ -49,14 +50,26 @@ class Series(Database):
                 series[key].append((step, value))
         return dict(series)
 
-    def samples(self, job_id: str, step: int | None = None, limit: int = 100) -> list[SampleRow]:
-        """Completions, those of the latest step first; raises NotFound."""
+    def samples(
+        self, job_id: str, step: int | None = None, limit: int = 100, after: int | None = None
+    ) -> list[SampleRow]:
+        """Completions, those of the latest step first; raises NotFound.
+
+        `after` is the id of the last one of the page before; NotFound if the job has it not (any
+        more: a resumed job forgets what it will do again).
+        """
         query = select(SampleRow).where(SampleRow.job_id == job_id)
         if step is not None:
             query = query.where(SampleRow.step == step)
         query = query.order_by(SampleRow.step.desc(), SampleRow.id).limit(limit)
         with self.read() as session:
             found(session, job_id)
+            if after is not None:
+                last = session.get(SampleRow, after)
+                if last is None or last.job_id != job_id:
+                    raise NotFound("sample", str(after))
+                same = (SampleRow.step == last.step) & (SampleRow.id > last.id)
+                query = query.where((SampleRow.step < last.step) | same)
             return list(session.scalars(query))
 
     def checkpoints(self, job_id: str) -> list[CheckpointRow]:

@@ -40,7 +40,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    for name in ("BRIDGE_DATA_DIR", "BRIDGE_MODEL_DIR", "BRIDGE_MAX_UPLOAD_BYTES"):
+    for name in ("BRIDGE_DATA_DIR", "BRIDGE_MODEL_DIR", "BRIDGE_ALLOWED_HOSTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -49,9 +49,14 @@ def settings(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Settings(home=tmp_path, database_url="", inference_url="http://127.0.0.1:1")
 
 
+def connect(settings: Settings) -> TestClient:
+    """An application under an address that it answers at."""
+    return TestClient(create_app(settings), base_url="http://127.0.0.1")
+
+
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings)) as client:
+    with connect(settings) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bridge_engine.data.datasets import read_rows
 from service.datasets import upload
 from service.settings import Settings
 from service.store import Store
-from tests.api.conftest import problem
+from tests.api.conftest import connect, problem
 
 GOOD = {"problem": "2+3?", "answer": "5", "solution": "2+3=5#5"}
 ROWS = [GOOD, {"problem": "7-1?", "answer": 6}]
@@ -126,10 +127,16 @@ def test_bad_row_is_refused_with_its_line_and_nothing_is_kept(
     assert store.list_datasets() == ([], False)
 
 
+@pytest.fixture
+def limited(settings: Settings) -> Callable[[int], TestClient]:
+    """An application that takes uploads of so many bytes."""
+    return lambda size: connect(settings.model_copy(update={"max_upload_bytes": size}))
+
+
 def test_upload_over_the_limit_is_413_with_or_without_a_length(
-    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    limited: Callable[[int], TestClient], settings: Settings
 ) -> None:
-    monkeypatch.setenv("BRIDGE_MAX_UPLOAD_BYTES", "1000")
+    client = limited(1000)
     rows = jsonl(*[GOOD] * 100)
     problem(client.post("/datasets", content=rows), 413, "upload_too_large")
     problem(client.post("/datasets", content=iter([rows])), 413, "upload_too_large")
@@ -139,9 +146,9 @@ def test_upload_over_the_limit_is_413_with_or_without_a_length(
 
 
 def test_file_that_unpacks_to_more_than_the_limit_is_413(
-    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    limited: Callable[[int], TestClient], settings: Settings
 ) -> None:
-    monkeypatch.setenv("BRIDGE_MAX_UPLOAD_BYTES", "10000")
+    client = limited(10_000)
     bomb = gzip.compress(jsonl(*[GOOD] * 10_000))
     assert len(bomb) < 10_000
     body = problem(client.post("/datasets", content=bomb), 413, "upload_too_large")

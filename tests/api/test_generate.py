@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from fastapi.testclient import TestClient
 
 from bridge_engine.catalog import resolve_model
 from bridge_engine.spec import TrainSpec
-from service.app import create_app
 from service.generate.routes import AT_ONCE
+from service.generate.serving import loaded_name
 from service.settings import Settings
 from service.store import Store
-from tests.api.conftest import BRIDGE, Worker, problem
+from tests.api.conftest import BRIDGE, Worker, connect, problem
 
 PROMPT = "12+3-5?"
+KEPT = 3
+"""Adapters that the inference process keeps loaded."""
 _turn = {"role": "user", "content": "1+1?"}
 
 
@@ -37,7 +40,8 @@ def inference() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "inference", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    given = {"OMP_NUM_THREADS": "1", "BRIDGE_INFERENCE_MAX_ADAPTERS": str(KEPT)}
+    process = subprocess.Popen(command, env=os.environ | given)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 90
@@ -83,7 +87,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def client(settings: Settings, inference: str) -> Iterator[TestClient]:
     served = settings.model_copy(update={"inference_url": inference})
-    with TestClient(create_app(served)) as client:
+    with connect(served) as client:
         yield client
 
 
@@ -176,9 +180,37 @@ def test_adapter_comes_back_after_the_backend_forgot_it(
 ) -> None:
     house.save(2, "one")
     first = text(ask(client, adapter=house.job))
-    name = {"lora_name": f"{house.job}@2"}
+    name = {"lora_name": loaded_name(house.store.adapter(f"{house.job}@2"))}
     assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name).is_success
     assert text(ask(client, adapter=house.job)) == first
+
+
+def test_a_step_saved_again_with_other_bytes_answers_by_the_new_ones(
+    client: TestClient, house: House
+) -> None:
+    """As when a job goes on from an older checkpoint on another kind of machine."""
+    house.save(2, "two")
+    two = text(ask(client, adapter=f"{house.job}@2"))
+    shutil.rmtree(house.settings.run_dir(house.job) / "adapters")
+    house.save(2, "one")
+    again = ask(client, adapter=f"{house.job}@2")
+    assert again.json()["adapter"] == f"{house.job}@2"
+    house.save(4, "one")
+    assert text(again) == text(ask(client, adapter=f"{house.job}@4")) != two
+
+
+def test_more_adapters_than_inference_keeps_answer_all_the_same(
+    client: TestClient, house: House
+) -> None:
+    steps = range(2, 2 + 2 * (KEPT + 1), 2)
+    for number, step in enumerate(steps):
+        house.save(step, ("one", "two")[number % 2])
+    one, two = (text(ask(client, adapter=f"{house.job}@{step}")) for step in steps[:2])
+    names = [f"{house.job}@{step}" for step in steps] * 3
+    with ThreadPoolExecutor(KEPT) as pool:
+        answers = list(pool.map(lambda name: text(ask(client, adapter=name)), names))
+    assert answers == [one, two] * (len(names) // 2)
+    assert {house.status(step) for step in steps} == {"ready"}
 
 
 def test_sampling_is_repeatable_by_its_seed(client: TestClient) -> None:
@@ -253,6 +285,40 @@ def test_unknown_names_are_404_with_the_nearest(client: TestClient, house: House
     problem(client.get("/adapters", params={"after": "nobody@1"}), 404, "unknown_adapter")
 
 
+def test_adapter_may_be_named_as_the_model(client: TestClient, house: House) -> None:
+    """As everybody does who comes from OpenAI's or vLLM's API."""
+    house.save(2, "one")
+    expected = ask(client, adapter=house.job).json()
+    for name in (house.job, f"{house.job}@2", f"{house.job}@latest"):
+        body = ask(client, model=name).json()
+        assert (body["model"], body["adapter"]) == ("bridge-tiny", f"{house.job}@2")
+        assert body["choices"] == expected["choices"]
+    unknown = problem(ask(client, model=f"{house.job}@3"), 404, "unknown_model")
+    assert unknown["param"] == "model"
+    assert "steps saved: 2" in unknown["detail"]
+    for odd in ("a\x00b", "é", f"{house.job}@{'9' * 5000}"):
+        problem(ask(client, model=odd), 404, "unknown_model")
+
+
+def test_unknown_model_is_told_of_base_models_and_of_adapters(
+    client: TestClient, house: House
+) -> None:
+    house.save(2, "one")
+    body = problem(ask(client, model="nobody"), 404, "unknown_model")
+    assert {"bridge-tiny", house.job, f"{house.job}@2"} <= set(body["allowed"])
+    assert "base model" in body["detail"]
+    assert "adapter" in body["detail"]
+    typo = problem(ask(client, model=f"{house.job[:-1]}_@2"), 404, "unknown_model")
+    assert typo["nearest"] == f"{house.job}@2"
+
+
+@pytest.mark.parametrize("name", ["@" + "9" * 5000, "@" + "9" * 18, "@01", "@-1", "@٣"])
+def test_any_step_after_the_at_is_found_or_404(client: TestClient, house: House, name: str) -> None:
+    house.save(2, "one")
+    problem(client.get(f"/adapters/{house.job}{name}"), 404, "unknown_adapter")
+    problem(ask(client, adapter=f"{house.job}{name}"), 404, "unknown_adapter")
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -292,7 +358,7 @@ def test_adapters_are_listed_newest_first(client: TestClient, house: House) -> N
 def test_without_inference_generation_is_503_and_the_rest_works(
     settings: Settings, client: TestClient
 ) -> None:
-    with TestClient(create_app(settings)) as lonely:  # nothing listens at its address
+    with connect(settings) as lonely:  # nothing listens at its address
         response = ask(lonely, model="bridge-tiny")
         assert "python -m inference" in problem(response, 503, "inference_unreachable")["detail"]
         assert int(response.headers["retry-after"]) > 0
@@ -311,3 +377,18 @@ def test_too_many_generations_at_once_are_429_and_leave_no_trace(client: TestCli
     for _ in range(AT_ONCE + 1):  # refusals and errors give their place back
         ask(client, model="nobody")
     assert text(ask(client, model="bridge-tiny"))
+
+
+def test_slow_body_takes_no_generations_place(client: TestClient, http: httpx.Client) -> None:
+    places = client.app.state.generations  # type: ignore[attr-defined]
+    free: list[int] = []
+
+    def slowly() -> Iterator[bytes]:
+        yield b'{"model": "bridge-tiny", '
+        time.sleep(0.5)  # the request has long begun
+        free.append(places._value)
+        yield b'"prompt": "1+1?", "max_tokens": 2}'
+
+    headers = {"Content-Type": "application/json"}
+    assert http.post("/generate", content=slowly(), headers=headers).status_code == 200
+    assert free == [AT_ONCE]

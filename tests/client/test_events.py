@@ -116,3 +116,30 @@ def test_an_event_keeps_the_fields_of_its_type() -> None:
     with flaky(stream(event(1, metrics={"reward": 0.5}) + END)) as server:
         (one,) = sync_events(server.url)
     assert one.get("metrics") == {"reward": 0.5}
+
+
+def test_the_last_look_at_a_job_is_as_patient_as_the_stream() -> None:
+    """The service restarts between the last event and the question how the job ended."""
+    running = say(200, json.dumps({"id": "job_1", "status": "running"}))
+    away = [hang_up] * 8 + [say(503, "{}")] * 4 + [say(500, "{}")] * 3
+
+    async def wait(url: str) -> str:
+        async with AsyncClient(url, retries=0) as client:
+            return (await client.wait("job_1")).status
+
+    answers = running, stream(event(1) + END), *away, running, DONE
+    with flaky(*answers) as server, Client(server.url, retries=0) as client:
+        assert client.wait("job_1").status == "succeeded"
+    with flaky(*answers) as server:
+        assert asyncio.run(wait(server.url)) == "succeeded"
+
+
+def test_a_job_that_is_gone_at_the_last_look_is_told_at_once() -> None:
+    running = say(200, json.dumps({"id": "job_1", "status": "running"}))
+    with (
+        flaky(running, stream(event(1) + END), say(404, "{}")) as server,
+        Client(server.url) as client,
+        pytest.raises(APIStatusError),
+    ):
+        client.wait("job_1")
+    assert len(server.requests) == 3

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import inspect
 import json
+import os
 import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from bridge_client import APIStatusError, AsyncClient, Client, ConnectionError, _core
+from bridge_client import (
+    APIStatusError,
+    AsyncClient,
+    BridgeError,
+    Client,
+    ConnectionError,
+    SpecError,
+    _core,
+)
 from bridge_client._core import Retry, retry_after
+from bridge_client.home import Home, Process, State
 from bridge_engine.spec import TrainSpec
-from tests.client.flaky import flaky, hang_up, say
+from tests.client.flaky import Answer, flaky, hang_up, say
 
 JOB = json.dumps({"id": "job_1", "status": "queued", "method": "sft", "steps": 5, "new_field": 1})
 SPEC = {"method": "sft", "data": {"demos": "arithmetic"}}
@@ -94,6 +109,83 @@ def test_an_upload_sent_again_is_sent_whole(tmp_path) -> None:
     assert b'filename="data.jsonl"' in server.requests[1][3]
 
 
+def test_an_upload_is_waited_for_however_long_it_is_checked(tmp_path: Path) -> None:
+    """While every other request has an end to its patience."""
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2"}\n')
+    checked = say(201, '{"id": "ds_1"}')
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        with contextlib.suppress(BrokenPipeError):  # the one that waits for nothing has left
+            checked(handler)
+
+    with flaky(slow) as server, Client(server.url, timeout=0.2, retries=0) as client:
+        assert client.upload(file).id == "ds_1"
+        with pytest.raises(ConnectionError, match="did not answer in time"):
+            client.job("job_1")
+
+
+@pytest.mark.parametrize("answer", [say(201, '{"id": "ds_1"}'), say(422, "{}"), hang_up])
+@pytest.mark.filterwarnings("error")
+def test_an_uploaded_file_is_closed_however_it_ends(tmp_path: Path, answer: Answer) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2"}\n')
+
+    def open_files() -> list[str]:
+        return [found.path for found in psutil.Process().open_files()]
+
+    with flaky(answer) as server, Client(server.url) as client:
+        with contextlib.suppress(BridgeError):
+            client.upload(file)
+        with _core.upload(file).arguments():
+            assert str(file) in open_files()
+        assert str(file) not in open_files()
+        del client
+        gc.collect()  # an unclosed file would warn now
+
+
+def test_an_answer_that_is_not_bridges_is_one_sentence() -> None:
+    """Another program on the port, or a service of an older version."""
+    for body in ("<html>hello</html>", "[]", '{"id": 5}', '"text"'):
+        with (
+            flaky(say(200, body)) as server,
+            Client(server.url) as client,
+            pytest.raises(BridgeError, match="cannot be read") as caught,
+        ):
+            client.job("job_1")
+        assert "\n" not in str(caught.value)
+
+
+def test_samples_come_page_after_page() -> None:
+    def page(ids: list[int], following: str | None) -> str:
+        rows = [{"id": i, "step": 9 - i, "source": "eval"} for i in ids]
+        return json.dumps({"data": rows, "has_more": following is not None, "next": following})
+
+    async def collect(url: str) -> list[int | None]:
+        async with AsyncClient(url) as client:
+            return [sample.id async for sample in client.samples("job_1")]
+
+    answers = say(200, page([1, 2], "2")), say(200, page([3], None))
+    with flaky(*answers) as server, Client(server.url) as client:
+        found = client.samples("job_1", step=4, page_size=2)
+        assert server.requests == []
+        assert [sample.id for sample in found] == [1, 2, 3]
+    asked = [path.partition("?")[2] for _, path, *_ in server.requests]
+    assert asked == ["limit=2&step=4", "after=2&limit=2&step=4"]
+    with flaky(*answers) as server:
+        assert asyncio.run(collect(server.url)) == [1, 2, 3]
+
+
+def test_a_spec_that_json_cannot_hold_is_refused_before_it_is_sent() -> None:
+    for value in (float("inf"), float("nan"), {1, 2}, b"bytes", "\ud800"):
+        with (
+            Client("http://127.0.0.1:9") as client,
+            pytest.raises(SpecError, match="JSON"),
+        ):
+            client.submit({**SPEC, "seed": value})
+
+
 def test_no_service_is_told_in_a_sentence_that_says_what_to_do() -> None:
     with (
         Client("http://127.0.0.1:9") as client,
@@ -172,11 +264,75 @@ def test_a_spec_means_the_same_as_mapping_object_and_file(tmp_path) -> None:
     assert json.loads(server.requests[2][3])["optimizer"]["teacher_lr"] == 3e-4
 
 
-def test_bridge_url_says_where_the_service_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_finds_the_service_as_the_command_line_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """BRIDGE_URL; else what runs in BRIDGE_HOME or ./.bridge; else port 8000."""
+    home = Home(tmp_path / ".bridge")
+    home.create()
+    home.write(State("http://127.0.0.1:8123", "http://x", Process.of(os.getpid()), {}, True))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRIDGE_HOME", raising=False)
     monkeypatch.setenv("BRIDGE_URL", "http://elsewhere:1/")
     assert Client().base_url == "http://elsewhere:1"
     monkeypatch.delenv("BRIDGE_URL")
+    assert Client().base_url == "http://127.0.0.1:8123"
+    assert AsyncClient().base_url == "http://127.0.0.1:8123"
+    monkeypatch.setenv("BRIDGE_HOME", str(tmp_path / "empty"))
     assert Client().base_url == "http://127.0.0.1:8000"
+    monkeypatch.setenv("BRIDGE_HOME", str(tmp_path / ".bridge"))
+    monkeypatch.chdir("/")
+    assert Client().base_url == "http://127.0.0.1:8123"
+
+
+PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+
+
+@pytest.fixture
+def _proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+
+
+@pytest.mark.usefixtures("_proxied")
+def test_a_service_on_this_machine_is_reached_past_any_proxy() -> None:
+    async def ask(url: str) -> str:
+        async with AsyncClient(url) as client:
+            return (await client.job("job_1")).id
+
+    with flaky(say(200, JOB)) as server:
+        with Client(server.url) as client:
+            assert client.job("job_1").id == "job_1"
+        with Client(server.url.replace("127.0.0.1", "localhost")) as client:
+            assert client.job("job_1").id == "job_1"
+        assert asyncio.run(ask(server.url)) == "job_1"
+
+
+def test_a_remote_service_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with flaky(say(200, JOB)) as proxy:
+        for name in PROXIES:
+            monkeypatch.setenv(name, proxy.url)
+        with Client("http://bridge.example.org") as client:
+            assert client.job("job_1").id == "job_1"
+    assert proxy.requests[0][1].startswith("http://bridge.example.org/")
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://127.8.8.8", True),
+        ("http://localhost:1", True),
+        ("http://[::1]:8000", True),
+        ("http://127.0.0.1.example.org", False),
+        ("http://10.0.0.1", False),
+        ("https://bridge.example.org", False),
+    ],
+)
+def test_loopback_is_told_from_the_address_alone(url: str, here: bool) -> None:
+    assert _core.is_loopback(url) is here
 
 
 def test_retry_after_is_read_as_seconds_or_date_and_bounded() -> None:
@@ -201,10 +357,12 @@ def test_a_timeout_counts_as_a_lost_connection_and_is_tried_again() -> None:
 
     with (
         Client("http://x", transport=httpx.MockTransport(slow)) as client,
-        pytest.raises(ConnectionError, match="ReadTimeout"),
+        pytest.raises(ConnectionError) as caught,
     ):
         client.job("job_1")
     assert tries == 3
+    assert "did not answer in time" in str(caught.value)
+    assert "bridge up" not in str(caught.value)  # it runs; it is slow
 
 
 def test_pauses_grow_and_never_leave_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

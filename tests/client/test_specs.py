@@ -9,6 +9,7 @@ import pytest
 from bridge_client import SpecError, specs
 from bridge_client.demo import QUESTIONS, SPEC
 from bridge_engine.data import arithmetic
+from bridge_engine.method_options import METHODS
 from bridge_engine.spec import TrainSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -16,10 +17,27 @@ BASE = {"method": "bridge", "data": {"prompts": "arithmetic", "demos": "arithmet
 
 
 def test_every_example_is_a_valid_spec() -> None:
-    files = sorted(EXAMPLES.glob("arithmetic-*.yaml"))
-    assert [file.stem for file in files] == ["arithmetic-bridge", "arithmetic-rl", "arithmetic-sft"]
-    for file in files:
+    for file in EXAMPLES.glob("*.yaml"):
         assert specs.problems(specs.read(file)) == [], file
+
+
+def test_every_method_has_an_example_named_after_it_that_can_be_compared() -> None:
+    """Same model, same steps, same data: only the method and its learning rates differ."""
+    found = {}
+    for file in EXAMPLES.glob("arithmetic-*.yaml"):
+        spec = TrainSpec.model_validate(specs.read(file))
+        found[spec.method.name] = spec
+        assert file.stem == f"arithmetic-{spec.method.name.replace('_', '-')}"
+        assert f"bridge jobs submit examples/{file.name} --watch" in file.read_text()
+    assert set(found) == set(METHODS)
+    like = found["bridge"]
+    for spec in found.values():
+        assert (spec.model, spec.steps, spec.lora) == (like.model, like.steps, like.lora)
+        assert spec.data.eval == like.data.eval
+        if spec.data.demos:
+            assert (spec.data.demos, spec.sft) == (like.data.demos, like.sft)
+        if spec.data.prompts:
+            assert (spec.data.prompts, spec.rollout) == (like.data.prompts, like.rollout)
 
 
 def test_the_demo_is_the_bridge_example() -> None:
@@ -45,6 +63,7 @@ def test_set_reads_values_as_yaml_as_people_mean_it() -> None:
     changed = specs.override(BASE, ["optimizer.student_lr=3e-4", "data.eval=null", "seed=08"])
     assert changed["optimizer"]["student_lr"] == 3e-4
     assert changed["data"]["eval"] is None
+    assert specs.override(BASE, ["name=2026-99-99"])["name"] == "2026-99-99"
 
 
 def test_set_writes_short_forms_out() -> None:
@@ -59,10 +78,18 @@ def test_set_writes_short_forms_out() -> None:
     )
 
 
-@pytest.mark.parametrize("setting", ["steps", "=3", "a..b=1", "steps.more=1", "seed={"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("steps", "=3", "a..b=1", "steps.more=1", "seed={"),
+        *("name=!!timestamp 2026-99-99", "name=!!binary aGk=", "seed=!!int x", "name=&a [*a]"),
+        *("seed=" + "9" * 5000, "name=" + "[" * 5000),
+    ],
+)
 def test_a_setting_that_makes_no_sense_is_refused(setting: str) -> None:
-    with pytest.raises(SpecError, match="--set"):
+    with pytest.raises(SpecError, match="--set") as caught:
         specs.override({**BASE, "steps": 5}, [setting])
+    assert len(str(caught.value)) < 400
 
 
 def test_a_file_that_is_no_spec_says_which_and_why(tmp_path: Path) -> None:

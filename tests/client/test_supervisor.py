@@ -88,6 +88,44 @@ def test_a_child_that_cannot_start_ends_it_all_with_the_end_of_its_log(tmp_path:
     assert str(home.log("service")) in out
 
 
+@pytest.mark.parametrize("name", ["service", "worker", "inference"])
+def test_a_child_that_says_why_it_cannot_start_ends_it_all_at_once(
+    tmp_path: Path, name: str
+) -> None:
+    home = Home(tmp_path)
+    home.create()
+    home.log(name).write_text("of an earlier start\n")
+    with house(tmp_path, f"{name}=2") as (process, _):
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert out == "I cannot go on\n"
+    assert home.state() is None
+
+
+def test_a_proxy_of_the_environment_does_not_keep_a_service_from_getting_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with house(tmp_path) as (_, home):
+        ready(home)
+
+
+def test_down_after_a_killed_supervisor_says_what_it_stopped(tmp_path: Path) -> None:
+    with house(tmp_path) as (process, home):
+        state = ready(home)
+        process.kill()
+        process.wait()
+    stopped = supervisor.stop(home)
+    assert stopped is not None
+    assert stopped.url == state.url
+    assert set(stopped.leftovers) == {"service", "worker", "inference"}
+    assert not any(child.alive() for child in state.children.values())
+    assert supervisor.stop(home) is None
+
+
 def test_children_of_a_killed_supervisor_are_stopped_by_the_next_one(tmp_path: Path) -> None:
     with house(tmp_path) as (process, home):
         orphans = ready(home).children
@@ -122,7 +160,7 @@ def test_down_stops_what_runs_and_says_when_nothing_does(tmp_path: Path) -> None
         state = ready(home)
         stopped = supervisor.stop(home)
         assert stopped is not None
-        assert stopped.url == state.url
+        assert (stopped.url, stopped.leftovers) == (state.url, ())
         assert process.wait(5) == 0
     assert supervisor.stop(home) is None
 
@@ -147,7 +185,7 @@ def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
     assert not mine.alive()
 
 
-def test_a_taken_port_is_told_with_its_holder_and_a_way_out() -> None:
+def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as holder:
@@ -155,12 +193,12 @@ def test_a_taken_port_is_told_with_its_holder_and_a_way_out() -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(supervisor.CannotStartError) as caught:
-            supervisor.check_port(port)
+            supervisor.check_port(Home(tmp_path), port)
     message = str(caught.value)
     assert caught.value.status == 2
     assert f"Port {port} is taken by" in message
     assert f"pid {os.getpid()}" in message
-    assert "bridge up --port " in message
+    assert f"bridge up --home {tmp_path} --port " in message
     assert psutil.pid_exists(os.getpid())
 
 

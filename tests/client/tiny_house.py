@@ -1,8 +1,8 @@
 """A supervisor over three tiny children instead of the real ones, for the tests of supervision.
 
-    python -m tests.client.tiny_house HOME PORT [CRASHER]
+    python -m tests.client.tiny_house HOME PORT [CRASHER[=STATUS]]
 
-The child named CRASHER ends at once with status 3, every time.
+The child named CRASHER ends at once with status 3, or STATUS, every time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PORTS = {
     "worker": "WORKER_PORT",
 }
 """The variable with the port each child listens on; a real worker has none, this one takes any."""
-CRASH = "print('I cannot go on', flush=True); raise SystemExit(3)"
+CRASH = "print('I cannot go on', flush=True); raise SystemExit({})"
 
 
 def main() -> int:
@@ -39,8 +39,11 @@ def main() -> int:
         if not mine:
             return 9
         supervisor = Supervisor(home, int(sys.argv[2]), say=lambda line: print(line, flush=True))
+        crashers = {
+            name: status or "3" for name, _, status in (a.partition("=") for a in sys.argv[3:])
+        }
         for name, child in supervisor.children.items():
-            code = CRASH if name in sys.argv[3:] else SERVER
+            code = CRASH.format(crashers[name]) if name in crashers else SERVER
             child.command = [sys.executable, "-c", code, PORTS[name]]
         try:
             return supervisor.run()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import yaml
 
 from bridge_client import AsyncClient, Client, Event
-from tests.e2e.conftest import SPEC, House
+from tests.e2e.conftest import SPEC, House, make_house
 
 pytestmark = pytest.mark.e2e
 
@@ -32,7 +35,7 @@ def steps_of(client: Client, job_id: str, key: str = "sft/nll") -> list[int]:
 
 def test_a_job_is_trained_watched_and_served_with_the_sdk(client: Client) -> None:
     seen: list[Event] = []
-    job = client.submit({**SPEC, "name": "sdk"})
+    job = client.submit({**SPEC, "name": "sdk", "eval": {"every": 2}})
     assert job.status == "queued"
 
     job = client.wait(job.id, progress=seen.append)
@@ -159,6 +162,40 @@ def test_a_second_up_in_the_same_home_says_where_the_first_one_is(house: House) 
     assert done.returncode == 0
     assert f"already runs in {house.home.path} at {house.url}" in done.stdout
     assert house.state == before
+
+
+def test_what_up_prints_works_as_it_is_printed(tmp_path: Path) -> None:
+    """In a home and on a port of its own, from anywhere."""
+    house = make_house(tmp_path)
+    del house.environment["BRIDGE_HOME"]
+    port = str(house.port + 7)
+    done = house.bridge("up", "--detach", "--home", str(tmp_path), "--port", port)
+    try:
+        assert done.returncode == 0, done.stderr
+        (stop,) = re.findall(r"Stop it with `(.+)`\.", done.stdout)
+        (export,) = re.findall(r"export \S+$", done.stdout, re.M)
+        script = f"{export}; {sys.executable} -m bridge_client.cli jobs list -o json && {stop}"
+        ran = subprocess.run(
+            ["sh", "-ec", script], env=house.environment, cwd="/", capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == f"[]\nBridge at http://127.0.0.1:{port} has stopped.\n"
+    finally:
+        house.bridge("down", "--home", str(tmp_path))
+
+
+def test_down_after_a_killed_supervisor_says_what_it_stopped(tmp_path: Path) -> None:
+    house = make_house(tmp_path)
+    house.up()
+    try:
+        os.kill(house.state.supervisor.pid, signal.SIGKILL)
+        until(lambda: house.home.running() is None)
+    finally:
+        done = house.bridge("down")
+    assert done.returncode == 0
+    assert "had been killed" in done.stdout
+    assert all(name in done.stdout for name in ("service", "worker", "inference"))
+    assert house.bridge("down").stdout == f"Nothing runs in {tmp_path}.\n"
 
 
 def test_up_in_another_home_on_the_same_port_says_who_holds_it(

@@ -11,6 +11,7 @@ import time
 import pytest
 import yaml
 
+from bridge_engine.checkpoint import is_whole, load_tensors
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EventReader
 
 pytestmark = pytest.mark.integration
@@ -179,9 +180,13 @@ def test_nan_fails_the_job_with_the_step_and_keeps_the_last_good_checkpoint(tmp_
     failure = engine.events()[-1]
     assert failure.type == "error"
     assert failure.category == "user"
-    assert failure.code in {"non_finite_gradient", "non_finite_loss"}
+    assert failure.code in {"non_finite", "non_finite_loss"}
     assert failure.step is not None
     assert f"step {failure.step}" in failure.message
+    for folder in (engine.run_dir / "checkpoints").glob("step-*"):
+        assert is_whole(folder)
+        tensors = load_tensors(folder / "student.safetensors").values()
+        assert all(bool(t.isfinite().all()) for t in tensors)
 
 
 def test_a_run_directory_of_another_spec_is_refused_with_the_difference(undisturbed, tmp_path):

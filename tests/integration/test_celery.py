@@ -151,6 +151,32 @@ def test_lost_messages_and_a_killed_worker_do_no_harm(
     assert "messages were lost" in (tmp_path / "relay.log").read_text()
 
 
+def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
+    store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    """No worker takes anything: what waits at the broker waits for ever."""
+    jobs = [submit(store) for _ in range(2)]
+    broker = redis.Redis.from_url(redis_url)
+
+    def waiting() -> list[str]:
+        messages = [b64decode(json.loads(m)["body"]) for m in broker.lrange("bridge", 0, -1)]
+        return sorted(job_id for job_id in jobs for m in messages if job_id.encode() in m)
+
+    with running(RELAY, environment, tmp_path / "relay.log"):
+        until = time.monotonic() + 30
+        while waiting() != jobs:
+            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
+            time.sleep(0.05)
+        broker.lpop("bridge")
+        (left,) = waiting()
+        (lost,) = set(jobs) - {left}
+        while lost not in waiting():
+            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
+            time.sleep(0.05)
+        time.sleep(2.5)  # two times as long as it takes to miss a message
+        assert len(waiting()) == 3, "messages that are there are not sent again and again"
+
+
 def test_a_stopped_celery_worker_hands_its_job_back(
     store: Store, environment: dict[str, str], tmp_path: Path
 ) -> None:

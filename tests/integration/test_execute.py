@@ -138,6 +138,20 @@ def test_a_full_disk_is_told(
     assert (error["category"], error["code"]) == ("infra", "disk_full")
 
 
+def test_a_full_disk_that_the_engine_tells_of_is_not_tried_again_and_again(
+    store: Store, settings: Settings
+) -> None:
+    job_id = submit(store)
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    full = ev.Failed(step=1, category="infra", code="disk_full", message="full", retryable=True)
+    ev.EventWriter(run).emit(full)
+    assert execute(job_id, store, settings) == "failed"
+    job = store.get_job(job_id)
+    assert job.error
+    assert (job.attempt, job.error["code"], job.error["retryable"]) == (1, "disk_full", True)
+
+
 def test_an_event_that_makes_no_sense_is_told(store: Store, settings: Settings) -> None:
     job_id = submit(store)
     run = settings.run_dir(job_id)

@@ -311,6 +311,19 @@ def test_worker_hears_of_the_cancel_by_heartbeat(store: Store) -> None:
     store.request_cancel(job_id)
     assert store.heartbeat(job_id, 1, LONG) == "cancel"
     assert store.release(job_id, 1).status == "cancelled"
+    assert [a.outcome for a in store.attempts(job_id)] == ["cancelled"]
+
+
+def test_a_look_at_what_is_wanted_is_fenced_and_renews_nothing(store: Store) -> None:
+    job_id = run_to(store, "running")
+    lease = store.get_job(job_id).lease_expires_at
+    assert store.wanted(job_id, 1) == "run"
+    store.request_cancel(job_id)
+    assert store.wanted(job_id, 1) == "cancel"
+    assert store.get_job(job_id).lease_expires_at == lease
+    store.release(job_id, 1)
+    with pytest.raises(StaleAttempt):
+        store.wanted(job_id, 1)
 
 
 def test_lost_worker_of_a_cancelled_job_cancels_it(store: Store) -> None:
@@ -320,6 +333,21 @@ def test_lost_worker_of_a_cancelled_job_cancels_it(store: Store) -> None:
     time.sleep(0.05)
     assert store.requeue_expired() == []
     assert store.get_job(job_id).status == "cancelled"
+    assert [a.outcome for a in store.attempts(job_id)] == ["lost"]
+
+
+def test_jobs_of_dead_workers_alone_are_taken_before_their_lease_ends(store: Store) -> None:
+    dead, alive, cancelled, waiting = [submit(store) for _ in range(4)]
+    for job_id, worker_id in ((dead, "dead"), (alive, "alive"), (cancelled, "dead")):
+        store.claim(job_id, worker_id, LONG)
+    store.request_cancel(cancelled)
+    assert store.release_lost(lambda worker_id: worker_id == "dead") == [dead]
+    states = [store.get_job(job_id).status for job_id in (dead, alive, cancelled, waiting)]
+    assert states == ["queued", "running", "cancelled", "queued"]
+    job = store.get_job(dead)
+    assert (job.lost_attempts, store.attempts(dead)[0].outcome) == (1, "lost")
+    assert dead in [message.job_id for message in store.outbox_batch()]
+    assert store.release_lost(lambda _: True) == [alive]
 
 
 def test_a_run_that_ends_before_it_hears_of_the_cancel_has_succeeded(store: Store) -> None:
@@ -339,3 +367,19 @@ def test_messages_are_sent_once_and_again_if_lost(store: Store) -> None:
     time.sleep(0.02)
     assert store.resend_unclaimed(0.01) == 1
     assert [m.job_id for m in store.outbox_batch()] == [job_id]
+
+
+def test_a_lost_message_is_sent_again_while_others_wait(store: Store) -> None:
+    lost, waits = submit(store), submit(store)
+    store.mark_sent([message.id for message in store.outbox_batch()])
+    time.sleep(0.02)
+    young = submit(store)
+    store.mark_sent([message.id for message in store.outbox_batch()])
+    assert store.resend_unclaimed(0.01, at_broker=3) == 0, "none is missing"
+    time.sleep(0.02)
+    fresh = submit(store)
+    store.mark_sent([message.id for message in store.outbox_batch()])
+    assert store.resend_unclaimed(0.015, at_broker=3) == 3, "one is, and it is not the last"
+    again = [message.job_id for message in store.outbox_batch()]
+    assert again == [lost, waits, young]
+    assert fresh not in again

@@ -54,6 +54,24 @@ def test_racing_appends_store_each_event_once(store: Store, job_id: str) -> None
     assert len(store.samples(job_id)) == 20
 
 
+def test_samples_are_paged_by_step_and_id(store: Store, job_id: str) -> None:
+    written = numbered(*(sample(step) for step in (1, 2, 2, 3, 3)))
+    store.append_events(job_id, 1, written)
+    everyone = [(s.step, s.id) for s in store.samples(job_id)]
+    assert everyone == sorted(everyone, key=lambda key: (-key[0], key[1]))
+    paged, after = [], None
+    while page := store.samples(job_id, limit=2, after=after):
+        paged += [(s.step, s.id) for s in page]
+        after = page[-1].id
+    assert paged == everyone
+    assert [s.step for s in store.samples(job_id, step=2, after=everyone[2][1])] == [2]
+    for gone in (10**17, 0):
+        with pytest.raises(NotFound, match=str(gone)):
+            store.samples(job_id, after=gone)
+    with pytest.raises(NotFound):
+        store.samples(run_to(store, "running"), after=everyone[0][1])
+
+
 def test_resume_voids_later_rows(store: Store, job_id: str) -> None:
     store.append_events(
         job_id,

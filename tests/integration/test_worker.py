@@ -145,6 +145,50 @@ def test_a_killed_worker_costs_nothing_but_time(store: Store, start: Start, home
     assert_complete(store, job_id, 40)
 
 
+def test_a_new_worker_takes_over_from_a_dead_one_before_its_lease_runs_out(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=40, every=5, step_seconds=0.05)
+    long = {"LEASE_SECONDS": 600, "HEARTBEAT_SECONDS": 200}
+    first = start(**long)
+    wait_until(store, job_id, at_step(12))
+    first.kill()
+    first.wait()
+    start(**long)
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    lost, _ = store.attempts(job_id)
+    assert lost.error
+    assert (lost.outcome, lost.error["code"]) == ("lost", "worker_lost")
+    assert_complete(store, job_id, 40)
+    assert len(list((home / "workers").iterdir())) == 1, "the dead worker's file is gone"
+
+
+def test_a_new_worker_leaves_the_jobs_of_a_living_one_alone(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=100, every=50, step_seconds=0.05)
+    start(LEASE_SECONDS=600, HEARTBEAT_SECONDS=200)
+    wait_until(store, job_id, at_step(3))
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+    assert (home / "worker.log").read_text().count("started what=local") == 2
+    assert len(store.attempts(job_id)) == 1
+
+
+def test_cancel_is_heard_long_before_the_next_heartbeat(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=10_000, every=10_000)
+    start(LEASE_SECONDS=600, HEARTBEAT_SECONDS=200)
+    lease = wait_until(store, job_id, at_step(3)).lease_expires_at
+    time.sleep(1.5)
+    assert store.get_job(job_id).lease_expires_at == lease, "a look writes nothing"
+    store.request_cancel(job_id)
+    asked = time.monotonic()
+    assert wait_until(store, job_id, ended).status == "cancelled"
+    assert time.monotonic() - asked < 5
+
+
 def test_cancel_lets_the_engine_save(store: Store, start: Start) -> None:
     job_id = submit(store, steps=1000, every=1000)
     start()
@@ -155,7 +199,7 @@ def test_cancel_lets_the_engine_save(store: Store, start: Start) -> None:
     assert store.events_after(job_id, limit=10_000)[-1].type == "stopped"
     (saved,) = store.checkpoints(job_id)
     assert saved.step == job.progress_step
-    assert [a.outcome for a in store.attempts(job_id)] == ["released"]
+    assert [a.outcome for a in store.attempts(job_id)] == ["cancelled"]
 
 
 def test_cancel_of_a_deaf_engine_kills_it_and_its_children(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,8 +89,13 @@ def client(house: Path) -> Any:
             raise EngineError(f"no model {name!r}", code="unknown_model", param="model")
         return house / name
 
-    with TestClient(create_app(materialize, device="cpu")) as client:
+    with serving(create_app(materialize, device="cpu")) as client:
         yield client
+
+
+def serving(app: Any) -> TestClient:
+    """A client that calls the application by a name of its own."""
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 def load(client: Any, name: str, path: Path, base: str | None = None) -> Any:
@@ -311,17 +319,146 @@ def test_full_queue_answers_429_with_a_time_to_come_back(house: Path) -> None:
         running.set()
         release.wait(20)
 
-    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
-        pool.submit(thread.call, hold)
+    with serving(app) as client:
+        thread.submit(hold)
         assert running.wait(5)
-        pool.submit(thread.call, lambda: None)  # fills the one waiting place
-        while not thread._queue.full():
-            pass
+        thread.submit(lambda: None)  # fills the one waiting place
         refused = complete(client, "plain")
         release.set()
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
         assert complete(client, "plain").status_code == 200
+
+
+def test_waiting_generations_never_keep_the_health_check_waiting(house: Path) -> None:
+    app = create_app(lambda name: house / name, waiting=64, device="cpu")
+    thread: GenerationThread = app.state.thread
+    release = threading.Event()
+    with serving(app) as client, ThreadPoolExecutor(60) as pool:
+        thread.submit(lambda: release.wait(60))
+        waiting = [pool.submit(complete, client, "plain") for _ in range(60)]  # more than threads
+        while thread._queue.qsize() < 60:
+            time.sleep(0.01)
+        assert client.get("/health", timeout=5).status_code == 200
+        release.set()
+        assert {answer.result().status_code for answer in waiting} == {200}
+
+
+def test_a_damaged_adapter_leaves_those_beside_it_as_they_were(house: Path, tmp_path: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu")
+    with serving(app) as client:
+        load(client, "J@1", house / "one")
+        before = complete(client, "J@1").json()["choices"]
+        for number, (file, content) in enumerate(
+            [("adapter_model.safetensors", b"{}"), ("adapter_config.json", b"{")]
+        ):
+            broken = tmp_path / f"broken{number}"
+            shutil.copytree(house / "one", broken)
+            (broken / file).write_bytes(content)
+            assert load(client, f"B@{number}", broken).status_code == 400
+        assert loaded(client) == {"plain", "J@1"}
+        assert complete(client, "J@1").json()["choices"] == before
+        assert load(client, "J@2", house / "two").status_code == 200
+        base = app.state.registry.bases["plain"]
+        assert {a.base is base for a in app.state.registry.adapters.values()} == {True}
+
+
+def loaded(client: Any) -> set[str]:
+    return {card["id"] for card in client.get("/v1/models").json()["data"]}
+
+
+def test_the_adapter_not_asked_for_the_longest_makes_room(house: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu", max_adapters=2)
+    with serving(app) as client:
+        load(client, "J@1", house / "one")
+        load(client, "J@2", house / "two")
+        assert complete(client, "J@1").status_code == 200  # so J@2 is the one
+        assert load(client, "K@1", house / "other").status_code == 200
+        assert loaded(client) == {"plain", "chatty", "J@1", "K@1"}
+        assert complete(client, "J@2").status_code == 404, "who asks hears that it must load"
+        assert text_of(complete(client, "J@1")) == reference(house, "plain", "one")
+        load(client, "J@2", house / "two")
+        assert text_of(complete(client, "J@2")) == reference(house, "plain", "two")
+
+
+def test_many_adapters_leave_no_more_in_memory_than_are_kept(house: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu", max_adapters=2)
+    with serving(app) as client:
+        for step in range(6):
+            folder = house / ("one", "two")[step % 2]
+            assert load(client, f"J@{step}", folder).status_code == 200
+        assert loaded(client) == {"plain", "J@4", "J@5"}
+        model = app.state.registry.bases["plain"].model
+        slots = {key.split(".")[-2] for key in model.state_dict() if "lora_A" in key}
+        assert len(slots) == 2
+        assert text_of(complete(client, "J@4")) == reference(house, "plain", "one")
+        assert text_of(complete(client, "plain")) == reference(house, "plain", None)
+
+
+def test_the_base_not_asked_for_the_longest_makes_room_with_its_adapters(house: Path) -> None:
+    app = create_app(lambda name: house / name.partition("-")[0], device="cpu", max_bases=2)
+    with serving(app) as client:
+        load(client, "J@1", house / "one")
+        load(client, "K@1", house / "other")
+        assert complete(client, "J@1").status_code == 200  # an adapter's use is its base's
+        dropped = weakref.ref(app.state.registry.bases["chatty"].model)
+        assert complete(client, "plain-again").status_code == 200
+        assert loaded(client) == {"plain", "J@1", "plain-again"}
+        assert dropped() is None, "its memory is free"
+        assert complete(client, "K@1").status_code == 404
+        assert text_of(complete(client, "J@1")) == reference(house, "plain", "one")
+        load(client, "K@1", house / "other")
+        assert text_of(complete(client, "K@1")) == reference(house, "chatty", "other")
+
+
+def test_a_name_that_is_no_model_makes_nobody_leave(client: Any, house: Path) -> None:
+    load(client, "J@1", house / "one")
+    load(client, "K@1", house / "other")
+    assert complete(client, "nobody").status_code == 404
+    assert loaded(client) == {"plain", "chatty", "J@1", "K@1"}
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8001", "127.0.0.1.evil.example", ""]
+)
+def test_a_request_by_a_foreign_host_name_is_refused(client: Any, house: Path, host: str) -> None:
+    body = {"lora_name": "J@1", "lora_path": str(house / "one")}
+    for method, path in (("POST", "/v1/load_lora_adapter"), ("GET", "/v1/models"), ("GET", "/no")):
+        refused = client.request(method, path, json=body, headers={"Host": host})
+        assert refused.status_code == 403
+        error = refused.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert "BRIDGE_ALLOWED_HOSTS" in error["message"]
+    assert loaded(client) == set(), "nothing was done"
+
+
+def test_a_request_that_a_foreign_page_sends_is_refused(client: Any) -> None:
+    for origin in ("https://evil.example", "http://evil.example:8001", "null", ""):
+        assert client.get("/health", headers={"Origin": origin}).status_code == 403
+    for origin in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:8000"):
+        assert client.get("/health", headers={"Origin": origin}).status_code == 200
+
+
+def test_own_host_names_are_answered(house: Path) -> None:
+    app = create_app(
+        lambda name: house / name, device="cpu", hosts=["Inference", "::2", "10.0.0.5"]
+    )
+    with serving(app) as client:
+        for host in ("localhost", "127.0.0.1:8001", "[::1]:8001", "[::1]", "LOCALHOST:1"):
+            assert client.get("/health", headers={"Host": host}).status_code == 200
+        for host in ("inference:8001", "[::2]:8001", "10.0.0.5:8001"):
+            assert client.get("/health", headers={"Host": host}).status_code == 200
+
+
+def test_listening_everywhere_it_answers_to_its_own_networks_names_alone(house: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu", hosts=["0.0.0.0"])
+    with serving(app) as client:
+        for host in ("inference:8001", "192.168.0.7:8001", "[fd00::1]:8001", "localhost"):
+            assert client.get("/health", headers={"Host": host}).status_code == 200
+        for host in ("evil.example:8001", "192.168.0.7.evil.example", ""):
+            assert client.get("/health", headers={"Host": host}).status_code == 403
+        page = {"Host": "0.0.0.0:8001", "Origin": "http://evil"}
+        assert client.get("/health", headers=page).status_code == 403
 
 
 def _start(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -349,3 +486,10 @@ def test_listens_on_loopback_only() -> None:
     result = _start("--host", "0.0.0.0", BRIDGE_ALLOW_UNAUTHENTICATED="")
     assert result.returncode == 2
     assert "loopback" in result.stderr
+
+
+def test_a_limit_below_one_is_one_sentence_and_status_2() -> None:
+    result = _start("--port", "0", BRIDGE_INFERENCE_MAX_MODELS="0")
+    assert result.returncode == 2
+    assert "BRIDGE_INFERENCE_MAX_MODELS" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

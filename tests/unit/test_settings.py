@@ -69,3 +69,52 @@ def test_mistakes_are_told_by_the_variables_name_and_without_secrets(
     assert "BRIDGE_PORT: Input should be a valid integer" in told
     assert "BRIDGE_DATABASE_URL: 'mysql' is not a database Bridge can use" in told
     assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bridge:x@hunter2@host:5432/db",  # an @ in the password
+        "postgresql://bridge:hunter2@host:port/db",
+        "postgresql:/bridge:hunter2@host/db",
+        "bridge:hunter2@host/db",
+        "postgresql+hunter2://host/db",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite://hunter2/bridge.db",
+    ],
+)
+def test_malformed_database_url_is_one_sentence_without_its_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_DATABASE_URL", url)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = explain(refused.value)
+    assert told.startswith("BRIDGE_DATABASE_URL: ")
+    assert "postgresql://USER:PASSWORD@HOST:PORT/NAME" in told
+    assert len(told.splitlines()) == 1
+    assert "hunter2" not in told.replace("'postgresql+hunter2'", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////var/lib/bridge.db",
+        "postgres://host/db",
+        "postgresql:///db",
+        "postgresql+psycopg://bridge:p%40ss@[::1]:5432/db?sslmode=require",
+    ],
+)
+def test_database_url_that_can_be_used_is_kept(url: str) -> None:
+    assert Settings(database_url=url).database_url == url
+
+
+def test_allowed_hosts_are_a_comma_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_ALLOWED_HOSTS", "api, Bridge.Example.org ,::1")
+    assert Settings().allowed_hosts == ["api", "bridge.example.org", "::1"]
+    for wrong in ("*", "http://api", "api:8000"):
+        monkeypatch.setenv("BRIDGE_ALLOWED_HOSTS", wrong)
+        with pytest.raises(ValidationError, match="is not a host"):
+            Settings()

@@ -143,10 +143,13 @@ def test_an_evaluation_of_which_nothing_was_judged_is_no_accuracy_of_zero(traine
     assert progress.best is None
 
 
-def test_no_rollout_is_shown_where_evaluations_are_off(trainer):
-    made = trainer(eval={"every": 0})
-    made._explore(0, 0)
-    assert not [e for e in EventReader(made.events.path).read() if e.type == "sample"]
+@pytest.mark.parametrize("every", [{"eval": {"every": 2}}, {"eval": {"every": 0}}])
+def test_rollouts_are_shown_now_and_then_and_under_the_step_they_taught(trainer, every):
+    made = trainer(checkpoint={"every": 2}, **every)
+    for step in range(4):
+        made._explore(step, step)
+    shown = [e.step for e in EventReader(made.events.path).read() if e.type == "sample"]
+    assert sorted(set(shown)) == [1, 3]
 
 
 def test_an_adapter_lost_between_saving_and_saying_so_is_made_and_said_on_resume(
