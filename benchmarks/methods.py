@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py --steps 80 --seeds 0
 
-The specs are examples/arithmetic-*.yaml, at equal numbers of steps: not at equal numbers of rollouts
-or seconds, which the table shows too. One line a method and seed, as Markdown.
+The specs are examples/arithmetic-*.yaml at equal numbers of steps, which are not equal numbers of
+rollouts or seconds; the table shows those too. One line a method and seed, as Markdown.
 """
 
 import argparse
