@@ -88,7 +88,7 @@ def test_extraction_takes_linear_time() -> None:
     started = time.monotonic()
     for text in hostile:
         stated_answer(text)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # quadratic time would be hours
 
 
 # ------------------------------------------------------------------- the fast path
@@ -209,8 +209,8 @@ def test_a_hostile_answer_costs_its_limit_and_spares_its_neighbours(
     assert verdicts[len(before)].value is not True
     assert [v.value for v in verdicts[:2]] == [g[2] for g in before]
     assert [v.value for v in verdicts[3:]] == [g[2] for g in after]
-    # Once its limit, and at most one new child (about a second) for the answers after it.
-    assert took < TIMEOUT_S + 8
+    # Once its limit, and at most one new child (a second, or many on a busy machine) for the answers after it.
+    assert took < TIMEOUT_S + 30
 
 
 def test_an_answer_that_takes_too_long_is_unjudged_and_not_wrong(verifier: Verifier) -> None:
