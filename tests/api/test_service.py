@@ -360,8 +360,8 @@ def test_process_migrates_serves_and_leaves_on_sigterm_with_a_stream_open(tmp_pa
                 began = time.monotonic()
                 process.terminate()
                 list(lines)  # ends instead of hanging
-        process.wait(15)
-        assert time.monotonic() - began < 8
+        process.wait(30)
+        assert time.monotonic() - began < 30
     finally:
         process.kill()
         process.wait()
