@@ -131,28 +131,6 @@ def test_resume_is_bitwise(undisturbed, tmp_path, stop):
     assert seqs == list(range(1, len(seqs) + 1))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"name": "cold_start", "sft_fraction": 0.4},
-        {"name": "alternating", "sft_steps": 2},
-        {"name": "mix"},
-    ],
-    ids=lambda m: m["name"],
-)
-def test_every_other_method_resumes_bitwise_too(tmp_path, method):
-    straight = Engine(tmp_path / "straight", method=method, eval={"every": 0})
-    assert straight.finish()[0] == EXIT_DONE
-    engine = Engine(tmp_path / "resumed", method=method, eval={"every": 0})
-    process = engine.start()
-    engine.wait_for_step(process, 3)
-    process.kill()
-    process.communicate(timeout=60)
-    assert engine.finish()[0] == EXIT_DONE
-    assert engine.metrics() == straight.metrics()
-    assert engine.adapter_hash(8) == straight.adapter_hash(8)
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(undisturbed, tmp_path):
     engine = Engine(tmp_path)
     process = engine.start()

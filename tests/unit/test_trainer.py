@@ -8,6 +8,7 @@ import torch
 
 from bridge_engine import run_state
 from bridge_engine.events import EventReader, EventWriter
+from bridge_engine.method_options import METHODS
 from bridge_engine.rewards import Verdict
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_checks import resolve_spec
@@ -207,3 +208,29 @@ def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
         made.policy.adapters.parameters("student")[1].fill_(math.nan)
     with pytest.raises(Exception, match="NaN or infinite"):
         made._step(0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bitwise(trainer, method):
+    """In one process, stopped between steps; `tests/engine` kills whole processes."""
+    straight = trainer("straight", method=method, steps=4)
+    assert straight.run()
+    for stop_after in (1, 3):
+        first = trainer(f"stopped{stop_after}", method=method, steps=4)
+        first.stop_requested = lambda t=first, n=stop_after: _steps_said(t) >= n
+        assert first.run() is False
+        second = trainer(f"stopped{stop_after}", method=method, steps=4)
+        assert second.run() is True
+        assert _figures(second) == _figures(straight)
+        for name in straight.sets:
+            pairs = zip(second.sets[name].tensors, straight.sets[name].tensors, strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def _steps_said(made):
+    return sum(e.type == "metric" for e in EventReader(made.events.path).read())
+
+
+def _figures(made):
+    rows = map(json.loads, made.events.metrics_path.read_text().splitlines())
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
