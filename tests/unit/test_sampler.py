@@ -1,10 +1,14 @@
 """The native sampler: what it returns is what the training forward pass says of it."""
 
+from types import SimpleNamespace
+
 import torch
 
+from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, sample
 from bridge_engine.sequences import TokenSequence, pad
-from tests.support.tiny import EOS, PAD, VOCABULARY, random_policy
+from bridge_engine.spec import LoraSpec
+from tests.support.tiny import EOS, PAD, VOCABULARY, random_model, random_policy
 
 PROMPTS = [[5, 6, 7], [3], [9, 8, 7, 6, 5, 4], [2, 2]]
 
@@ -102,3 +106,22 @@ def test_top_p_never_draws_outside_the_nucleus():
     nucleus = set(ordered.indices[:size].tolist())
     drawn = draw(policy, SamplingParams(1, top_p=0.5), repeats=100)[:100]
     assert {c.tokens[0] for c in drawn} <= nucleus
+
+
+def test_every_end_token_that_the_model_declares_ends_a_completion():
+    """Chat models name more than one: the end of the turn beside the end of the text."""
+    model = random_model()
+    model.generation_config.eos_token_id = [EOS, 5]
+    tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD, chat_template=None)
+    policy = Policy(model, tokenizer, LoraSpec())
+    assert policy.eos_ids == [EOS, 5]
+    drawn = sample(
+        model,
+        PROMPTS,
+        SamplingParams(20),
+        eos_ids=policy.eos_ids,
+        pad_id=PAD,
+        generator=torch.Generator().manual_seed(0),
+        repeats=8,
+    )
+    assert {c.tokens[-1] for c in drawn if c.finished} == {EOS, 5}
