@@ -11,7 +11,8 @@ import transformers
 
 import bridge_engine
 from bridge_engine.catalog import resolve_model
-from bridge_engine.policy import SMALL_MODEL, resolve_device
+from bridge_engine.loading import resolve_device
+from bridge_engine.policy import SMALL_MODEL
 from bridge_engine.spec import TrainSpec
 
 

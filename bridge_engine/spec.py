@@ -97,6 +97,26 @@ class LoraSpec(SpecModel):
     """Names of the linear layers that get adapters; `all-linear` is every one but the head."""
 
 
+class StudentSpec(SpecModel):
+    """What θ is. `student: full` is short for `student: {form: full}`."""
+
+    form: Literal["lora", "full"] = "lora"
+    """`lora`: θ is an adapter over the frozen base, the shadow costs megabytes and the result is
+    one exact adapter. `full`: θ is the base's own weights, as in the paper; the shadow is a second
+    copy of them, and the result is a whole model."""
+    shadow_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In what the shadow of a full student is kept; bfloat16 halves it and rounds its steps."""
+    shadow_offload: bool = False
+    """Keep the shadow of a full student in host memory between its passes."""
+
+
+def _student_from_form(value: Any) -> Any:
+    return {"form": value} if isinstance(value, str) else value
+
+
+Student = Annotated[StudentSpec, BeforeValidator(_student_from_form)]
+
+
 class OptimizerSpec(SpecModel):
     """One optimiser for each parameter set, each with its own clipping."""
 
@@ -117,12 +137,17 @@ class OptimizerSpec(SpecModel):
     """Each parameter set's gradient is clipped to this norm; null for no clipping."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Learning rates rise linearly over this many steps."""
+    max_skipped: Annotated[int, Field(ge=0)] = 5
+    """A step whose loss or gradient is NaN or infinite changes nothing and is counted
+    (`skipped_steps`); more than this many of them in a row fail the job."""
 
 
 class RolloutSpec(SpecModel):
     """How the policy explores. Temperature is 1 and nothing is cut off, always: anything else would
     make the importance ratios wrong."""
 
+    engine: Literal["native", "vllm"] = "native"
+    """What samples: this process, or the vLLM server at BRIDGE_VLLM_URL."""
     prompts_per_step: Annotated[int, Field(ge=1)] = 8
     """Problems per step."""
     group_size: Annotated[int, Field(ge=2, le=1024)] = 8
@@ -134,19 +159,41 @@ class RolloutSpec(SpecModel):
     merge_weights: bool = True
     """Sample from weights with the adapters merged in: faster, at the cost of one copy of the
     adapted layers and, in bfloat16, of rounding that `sampler_mismatch` shows."""
+    dynamic_sampling: Annotated[int, Field(ge=0, le=32)] = 0
+    """DAPO's dynamic sampling: groups whose rewards are all equal teach nothing, and are replaced
+    by groups of further problems, in at most this many further rounds of sampling."""
 
 
 class RlSpec(SpecModel):
-    """The GRPO objective J_RL."""
+    """The objective J_RL. Names and constants are TRL's where it has them."""
 
+    loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = "dapo"
+    """How the clipped surrogate is put together from tokens: `dapo` is its mean over the tokens of
+    the whole step, `grpo` the mean over sequences of each one's mean, `dr_grpo` the sum over
+    sequences · max_new_tokens, `gspo` the same as grpo with one ratio a sequence, `cispo` clips a
+    detached ratio that weighs log π."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """ε below: the ratio's objective is clipped at 1 − clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """ε above: and at 1 + clip_high."""
-    advantage: Literal["group_std", "group"] = "group_std"
-    """`group_std`: (r − mean) / (std + 1e-4) within the group; `group`: r − mean."""
+    """ε above: and at 1 + clip_high (0.28 is DAPO's clip-higher)."""
+    advantage: Literal["group_std", "group", "batch_std"] = "group_std"
+    """`group_std`: (r − mean) / (std + 1e-4) within the group; `group`: r − mean; `batch_std`:
+    r − mean of the group, divided by the std of all the step's rewards."""
+    mask_truncated: bool = False
+    """Completions cut off at max_new_tokens count in their group and take no part in the loss
+    (DAPO's overlong filtering)."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of KL(π ‖ π_base), estimator k3; 0 skips the reference's forward pass."""
+    inner_epochs: Annotated[int, Field(ge=1, le=64)] = 1
+    """Times the rollouts of a step are gone through."""
+    mini_batches: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Updates each time: the step's groups are split into so many parts, one update each."""
+    importance_correction: Literal["none", "truncated"] = "none"
+    """`none`: the ratio is taken to what sampled, by the sampler's own log-probabilities.
+    `truncated`: to the trainer's (one more forward pass), and each token is weighed with
+    min(π_trainer / π_sampler, importance_cap). For samplers that round: bfloat16, vLLM."""
+    importance_cap: Annotated[float, Field(ge=1)] = 3.0
+    """Largest weight of the correction."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
     """Seconds one answer may take to be judged before it is set aside as unjudged."""
 
@@ -168,6 +215,8 @@ class EvalSpec(SpecModel):
     """Steps between evaluations; 0 evaluates only before and after."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Default: that of the rollouts."""
+    student_alone: bool = True
+    """Methods with a teacher: measure the student without it as well (`accuracy/student_alone`)."""
 
 
 class CheckpointSpec(SpecModel):
@@ -180,17 +229,38 @@ class CheckpointSpec(SpecModel):
     """Resumable states kept; exported adapters are all kept."""
 
 
+class ExportSpec(SpecModel):
+    """What is written beside the resumable state, for others to load."""
+
+    student_alone: bool = True
+    """Methods with a teacher: the student without it, beside the policy."""
+    merged: bool = False
+    """The whole model with the policy merged into its weights, at the last and at the best step.
+    Always written for a full student, which has no other exact form."""
+    svd_rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Full student: an adapter of this rank too, the best one there is (truncated SVD of what
+    training changed); its relative error is in its card."""
+
+
 class RuntimeSpec(SpecModel):
     """Where and how to compute."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen base; adapters are always float32. `auto`: bfloat16 on GPU, float32 on CPU."""
+    """Of the frozen base; adapters are always float32, and so are the weights of a full student,
+    which then computes in this. `auto`: bfloat16 on GPU, float32 on CPU."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; default: 1 for models under 20 M parameters, else all cores."""
     micro_batch: Annotated[int, Field(ge=1)] = 64
     """Sequences in one forward/backward pass. Changes memory, never the update."""
+    padding_free: bool = False
+    """Lay the sequences of a micro-batch end to end instead of padding them. Pays off with
+    flash attention; changes speed, never the update."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """`auto` is torch's scaled dot-product attention."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them. Changes memory, never the update."""
 
 
 # --------------------------------------------------------------------------- the job
@@ -203,8 +273,8 @@ class TrainSpec(SpecModel):
     name: Annotated[str, Field(max_length=200)] | None = None
     """A name for people; jobs are told apart by their id."""
     method: MethodOptions
-    """`sft`, `rl`, `cold_start`, `alternating`, `mix` or `bridge`; or an object with the method's
-    options."""
+    """A name, such as `bridge`, or an object with the method's options; `bridge methods` lists
+    them."""
     model: str = "bridge-tiny"
     """The base model: a built-in name, a folder's name under BRIDGE_MODEL_DIR, or a Hugging Face
     hub id."""
@@ -214,6 +284,7 @@ class TrainSpec(SpecModel):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Every random draw of the run is a function of this seed."""
     template: TemplateSpec = TemplateSpec()
+    student: Student = StudentSpec()
     lora: LoraSpec = LoraSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     rollout: RolloutSpec = RolloutSpec()
@@ -221,6 +292,7 @@ class TrainSpec(SpecModel):
     sft: SftSpec = SftSpec()
     eval: EvalSpec = EvalSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    export: ExportSpec = ExportSpec()
     runtime: RuntimeSpec = RuntimeSpec()
 
     @field_validator("model")
@@ -241,6 +313,15 @@ class TrainSpec(SpecModel):
             raise _impossible("steps", "method cold_start needs a step of SFT and one of RL: 2")
         if self.rl.clip_high < self.rl.clip_low:
             raise _impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
+        if self.rl.mini_batches > self.rollout.prompts_per_step:
+            raise _impossible(
+                "rl.mini_batches", "there are fewer problems in a step than mini-batches"
+            )
+        if self.export.svd_rank is not None and self.student.form == "lora":
+            raise _impossible(
+                "export.svd_rank",
+                "a LoRA student is an exact adapter already; svd_rank is for student: full",
+            )
         return self
 
 

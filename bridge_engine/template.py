@@ -47,3 +47,17 @@ def demonstration(
     return TokenSequence(
         prompt=prompt_tokens(example.problem, template, tokenizer), completion=[*solution, eos_id]
     )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a completion, the tokenizer's own first."""
+    ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    configured = model.generation_config.eos_token_id
+    for token in configured if isinstance(configured, list) else [configured]:
+        if token is not None and token not in ids:
+            ids.append(token)
+    if not ids:
+        raise EngineError(
+            "the model's tokenizer has no end-of-sequence token", code="no_eos", param="model"
+        )
+    return ids

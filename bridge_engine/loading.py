@@ -1,0 +1,41 @@
+"""Loading a base model: on which device, in which dtype, with which attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bridge_engine.errors import EngineError
+from bridge_engine.spec import RuntimeSpec
+
+
+def load_pretrained(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder: safetensors only, and no code from it is ever run."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"the model in {folder.name!r} cannot be loaded: {error}",
+            code="unloadable_model",
+            param="model",
+        ) from error
+    return model.to(device), tokenizer
+
+
+def resolve_device(runtime: RuntimeSpec) -> torch.device:
+    """The device the spec asks for."""
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            "runtime.device is cuda, but this machine has no CUDA device; use auto or cpu",
+            code="no_gpu",
+            param="runtime.device",
+        )
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(runtime.device)
