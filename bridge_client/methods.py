@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from bridge_client import output
-from bridge_engine.method_options import METHODS, Options
+from bridge_engine.methods import METHODS, Options
 
 SOURCES = ("demos", "rewards")
 """What a method may learn from, in the order it is told."""

@@ -36,3 +36,14 @@ class DataError(EngineError):
 
     def __init__(self, message: str, *, code: str = "invalid_dataset", param: str | None = None):
         super().__init__(message, code=code, param=param)
+
+
+class NonFinite(EngineError):
+    """A loss or a gradient is NaN or infinite; nothing has been changed by it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} became NaN or infinite; lower optimizer.student_lr and optimizer.teacher_lr, "
+            "or go on from the last checkpoint, which is intact",
+            code="non_finite",
+        )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bridge_engine.errors import EngineError
+from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.spec import OptimizerSpec
 from bridge_engine.vector import Vector
 
@@ -43,19 +43,19 @@ class ParameterSet:
     def ascend(self, gradient: Vector, learning_rate: float | None = None) -> float:
         """One optimiser step up the gradient of an objective; returns its norm before clipping.
 
-        At the set's own learning rate, unless another is given.
+        At the set's own learning rate, unless another is given. The gradient is used up.
 
-        Raises EngineError(`non_finite`) before anything is changed if it is NaN or Inf, and after
-        the change if the parameters then are: they must not reach a checkpoint.
+        Raises NonFinite before anything is changed if the gradient is NaN or Inf, and EngineError
+        (`non_finite_parameters`) if the parameters then are: they must not reach a checkpoint.
         """
         norm = gradient.norm()
         if not math.isfinite(norm):
-            raise _non_finite(f"the gradient of the {self.name} is")
+            raise NonFinite(f"the gradient of the {self.name}")
         scale = 1.0
         if self._max_norm is not None and norm > self._max_norm:
             scale = self._max_norm / norm
         for tensor, direction in zip(self.tensors, gradient.tensors, strict=True):
-            tensor.grad = direction * -scale
+            tensor.grad = direction.mul_(-scale)
         self._steps_taken += 1
         warm = min(1.0, self._steps_taken / (self._warmup + 1))
         for group in self.optimizer.param_groups:
@@ -63,14 +63,30 @@ class ParameterSet:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors):
-            raise _non_finite(f"the {self.name}'s parameters are")
+            raise EngineError(
+                f"the {self.name}'s parameters are not finite after a step; lower "
+                "optimizer.student_lr and optimizer.teacher_lr and start again, or go on from the "
+                "last checkpoint, which is intact",
+                code="non_finite_parameters",
+            )
         return norm
 
-    def state(self) -> dict[str, Tensor]:
-        """Values and optimiser state as flat named tensors, for a checkpoint."""
+    def toward(self, other: ParameterSet, share: float) -> None:
+        """Moves to (1 − share) · itself + share · other; at 1 it is the other to the last bit."""
+        with torch.no_grad():
+            for mine, its in zip(self.tensors, other.tensors, strict=True):
+                if share == 1:
+                    mine.copy_(its)
+                else:
+                    mine.lerp_(its.to(mine), share)
+
+    def state(self, *, values: bool = True) -> dict[str, Tensor]:
+        """Values and optimiser state as flat named tensors, for a checkpoint. `values=False` for
+        a further optimiser of tensors that another set saves."""
         state = {"steps_taken": torch.tensor(self._steps_taken)}
         for index, tensor in enumerate(self.tensors):
-            state[f"{index}/value"] = tensor.detach()
+            if values:
+                state[f"{index}/value"] = tensor.detach()
             for key, value in self.optimizer.state.get(tensor, {}).items():
                 if value is not None:
                     state[f"{index}/optimizer/{key}"] = torch.as_tensor(value)
@@ -81,20 +97,13 @@ class ParameterSet:
         self._steps_taken = int(state["steps_taken"])
         with torch.no_grad():
             for index, tensor in enumerate(self.tensors):
-                tensor.copy_(state[f"{index}/value"])
+                if (value := state.get(f"{index}/value")) is not None:
+                    tensor.copy_(value)
                 prefix = f"{index}/optimizer/"
                 self.optimizer.state[tensor] = {
-                    key.removeprefix(prefix): value.clone()
+                    key.removeprefix(prefix): saved.clone()
                     if key.endswith("/step")
-                    else value.clone().to(tensor.device)
-                    for key, value in state.items()
+                    else saved.clone().to(tensor.device)
+                    for key, saved in state.items()
                     if key.startswith(prefix)
                 }
-
-
-def _non_finite(what: str) -> EngineError:
-    return EngineError(
-        f"{what} not finite; lower optimizer.student_lr and optimizer.teacher_lr and start again, "
-        "or go on from the last checkpoint, which is intact",
-        code="non_finite",
-    )

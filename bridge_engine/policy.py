@@ -52,6 +52,10 @@ class Policy:
         """Longest sequence the base model was made for, in tokens."""
         return int(self.model.config.max_position_embeddings)
 
+    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The tensors of a parameter set, in a fixed order."""
+        return self.adapters.parameters(name)
+
     @contextmanager
     def using(self, *names: str, merged: bool = False) -> Iterator[None]:
         """Within: the forward pass is that of the base with these adapters."""

@@ -45,6 +45,11 @@ class Progress:
     eval_n: int = 0
     measured_at: int | None = None
     """Step of the latest measurement."""
+    student_alone: list[float] | None = None
+    """[accuracy, low, high] of the student without its teacher at the latest measurement."""
+    skipped: int = 0
+    """Updates passed over because they came out NaN or infinite."""
+    skipped_in_a_row: int = 0
 
     @property
     def accuracy(self) -> float | None:
@@ -81,6 +86,13 @@ class Progress:
                 "best_step": self.best_step,
                 "best_accuracy": self.best[0],
             }
+        if self.student_alone:
+            result |= {
+                "accuracy_student_alone": self.student_alone[0],
+                "accuracy_student_alone_ci": self.student_alone[1:],
+            }
+        if self.skipped:
+            result["skipped_steps"] = self.skipped
         return result
 
 
@@ -109,13 +121,18 @@ class RunState:
         order: whoever resumes from a state finds its adapter. Saving again changes nothing.
         """
         folder = self.checkpoints / step_folder(progress.step)
-        tensors = {name: parameters.state() for name, parameters in self.sets.items()}
+        further = self.method.options.optimizers
+        tensors = {n: p.state(values=n not in further) for n, p in self.sets.items()}
         size = sum(t.nbytes for state in tensors.values() for t in state.values())
 
         def write(temporary: Path) -> None:
             for name, state in tensors.items():
                 save_tensors(temporary / f"{name}.safetensors", state)
-            document = {"spec": self._spec_document(), "progress": asdict(progress)}
+            document = {
+                "spec": self._spec_document(),
+                "progress": asdict(progress),
+                "method": self.method.state(),
+            }
             (temporary / "state.json").write_text(json.dumps(document, indent=1))
 
         adapter = self.exports / step_folder(progress.step)
@@ -157,6 +174,7 @@ class RunState:
         self._refuse_other_spec(document["spec"])
         for name, parameters in self.sets.items():
             parameters.load(load_tensors(folder / f"{name}.safetensors"))
+        self.method.load(document.get("method", {}))
         return Progress(**document["progress"]), torn
 
     def _spec_document(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class TokenSequence:
     behaviour: list[float] | None = None
     """Log-probability of each completion token under whatever sampled it (rollouts only)."""
     advantage: float = 0.0
+    weights: list[float] | None = None
+    """What each completion token's loss is multiplied with (importance correction); None: 1."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -35,6 +37,7 @@ class Padded:
     mask_BT: Tensor
     """1 on real completion tokens."""
     behaviour_BT: Tensor
+    weights_BT: Tensor
     advantages_B: Tensor
 
     @property
@@ -62,16 +65,20 @@ def pad(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device
     tokens = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
     mask = torch.zeros(len(sequences), completion_longest)
     behaviour = torch.zeros(len(sequences), completion_longest)
+    weights = torch.ones(len(sequences), completion_longest)
     for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence)] = torch.tensor(sequence.prompt + sequence.completion)
         mask[row, : len(sequence.completion)] = 1
         if sequence.behaviour is not None:
             behaviour[row, : len(sequence.completion)] = torch.tensor(sequence.behaviour)
+        if sequence.weights is not None:
+            weights[row, : len(sequence.completion)] = torch.tensor(sequence.weights)
     return Padded(
         tokens_BL=tokens.to(device),
         prompt_lengths_B=torch.tensor([len(s.prompt) for s in sequences], device=device),
         mask_BT=mask.to(device),
         behaviour_BT=behaviour.to(device),
+        weights_BT=weights.to(device),
         advantages_B=torch.tensor(
             [s.advantage for s in sequences], dtype=torch.float32, device=device
         ),

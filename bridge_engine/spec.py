@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bridge_engine.method_options import MethodOptions
+from bridge_engine.methods import MethodOptions
 from bridge_engine.spec_base import SpecModel
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from bridge_engine.method_options import METHODS
+from bridge_engine.methods import METHODS
 from bridge_engine.spec import TrainSpec
 
 

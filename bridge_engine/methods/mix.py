@@ -7,10 +7,18 @@ there; the paper sums the losses with weights it does not publish.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
-from bridge_engine.method_options import MixOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
-from bridge_engine.objectives import Metrics
+from bridge_engine.methods.options import Weighted
+from bridge_engine.metrics import Metrics
+
+
+class MixOptions(Weighted):
+    """SFT and RL losses summed, one set of parameters."""
+
+    source = "arXiv 2509.06948 (later version) §4"
+    name: Literal["mix"] = "mix"
 
 
 class Mix(Method[MixOptions]):

@@ -7,10 +7,19 @@ ratio is 1 and clipping never bites; in bfloat16 it differs by the rounding of m
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
-from bridge_engine.method_options import RlOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
-from bridge_engine.objectives import Metrics
+from bridge_engine.methods.options import Options
+from bridge_engine.metrics import Metrics
+
+
+class RlOptions(Options):
+    """GRPO from the base model ("RL-zero" in the paper): no demonstrations."""
+
+    learns_from = frozenset({"rewards"})
+    source = "GRPO: Shao et al. 2024, arXiv 2402.03300"
+    name: Literal["rl"] = "rl"
 
 
 class Rl(Method[RlOptions]):

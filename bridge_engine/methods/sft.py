@@ -1,10 +1,19 @@
 """SFT: imitation of the demonstrations, the first half of the usual two stages (paper §1)."""
 
 from collections.abc import Mapping
+from typing import Literal
 
-from bridge_engine.method_options import SftOptions
 from bridge_engine.methods.base import Method, Movable, Objectives
-from bridge_engine.objectives import Metrics
+from bridge_engine.methods.options import Options
+from bridge_engine.metrics import Metrics
+
+
+class SftOptions(Options):
+    """Supervised fine-tuning on the demonstrations alone."""
+
+    learns_from = frozenset({"demos"})
+    source = "Ouyang et al. 2022, arXiv 2203.02155 §3.5, and before"
+    name: Literal["sft"] = "sft"
 
 
 class Sft(Method[SftOptions]):

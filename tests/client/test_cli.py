@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from bridge_client import Client, hints, ports
 from bridge_client.cli import app
 from bridge_client.home import Home, Process, State
-from bridge_engine.method_options import METHODS
+from bridge_engine.methods import METHODS
 from tests.client.flaky import flaky, say
 
 pytestmark = pytest.mark.integration

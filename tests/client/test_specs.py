@@ -9,7 +9,7 @@ import pytest
 from bridge_client import SpecError, specs
 from bridge_client.demo import QUESTIONS, SPEC
 from bridge_engine.data import arithmetic
-from bridge_engine.method_options import METHODS
+from bridge_engine.methods import METHODS
 from bridge_engine.spec import TrainSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,13 +1,16 @@
 """A tiny random model with adapters that already do something, for tests of the mathematics."""
 
+import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from bridge_engine.groups import RolloutGroup
 from bridge_engine.policy import Policy
 from bridge_engine.sequences import TokenSequence
-from bridge_engine.spec import LoraSpec
+from bridge_engine.spec import LoraSpec, TrainSpec
 
 VOCABULARY = 23
 EOS, PAD = 1, 0
@@ -50,7 +53,7 @@ def random_policy(*names, dtype=torch.float64, seed=0, rank=3, trained=True):
 
 
 def random_sequences(count, *, seed=0, with_rollout=False, longest=9):
-    """Prompts and completions of uneven lengths; rollouts get log-probs and advantages."""
+    """Prompts and completions of uneven lengths; rollouts get the log-probs they came with."""
     rng = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -60,10 +63,44 @@ def random_sequences(count, *, seed=0, with_rollout=False, longest=9):
     for _ in range(count):
         prompt = [draw(2, VOCABULARY) for _ in range(draw(1, 6))]
         completion = [draw(2, VOCABULARY) for _ in range(draw(1, longest))] + [EOS]
-        behaviour, advantage = None, 0.0
+        behaviour = None
         if with_rollout:
-            noise = torch.rand(len(completion), generator=rng)
-            behaviour = (-0.5 - 4 * noise).tolist()
-            advantage = float(torch.randn(1, generator=rng))
-        sequences.append(TokenSequence(prompt, completion, behaviour, advantage))
+            behaviour = (-0.5 - 4 * torch.rand(len(completion), generator=rng)).tolist()
+        sequences.append(TokenSequence(prompt, completion, behaviour))
     return sequences
+
+
+def random_groups(count=2, size=4, *, seed=0, rewards=None, demos=False):
+    """Groups of rollouts with rewards that all differ, so that every advantage counts; `demos`
+    pairs group i with demonstration i."""
+    rng = torch.Generator().manual_seed(seed + 1000)
+    sequences = random_sequences(count * size, seed=seed, with_rollout=True)
+    groups = []
+    for i in range(count):
+        given = rewards[i] if rewards else torch.rand(size, generator=rng).tolist()
+        mine = sequences[i * size : (i + 1) * size]
+        groups.append(RolloutGroup(mine, given, [False] * size, i if demos else None))
+    return groups
+
+
+def with_advantages(groups, divide=True):
+    """The rollouts with (r − mean) / (std + 1e-4), or r − mean, by Python's own statistics."""
+    found = []
+    for group in groups:
+        mean = statistics.mean(group.rewards)
+        scale = statistics.stdev(group.rewards) + 1e-4 if divide else 1.0
+        for sequence, reward in zip(group.rollouts, group.rewards, strict=True):
+            found.append(replace(sequence, advantage=(reward - mean) / scale))
+    return found
+
+
+def tiny_spec(options="rl", *, rl=None, **runtime):
+    """A spec for objectives on the tiny model; the names of its data are never looked up."""
+    return TrainSpec.model_validate(
+        {
+            "method": options if isinstance(options, str) else options.model_dump(by_alias=True),
+            "data": {"prompts": "arithmetic", "demos": "arithmetic"},
+            "rl": rl or {},
+            "runtime": runtime,
+        }
+    )

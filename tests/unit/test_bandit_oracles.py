@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bridge_engine.method_options import BridgeOptions
-from bridge_engine.methods import Bridge, Gradient, Method
+from bridge_engine.methods import Gradient, Method
+from bridge_engine.methods.bridge import Bridge, BridgeOptions
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.spec import OptimizerSpec
 from bridge_engine.vector import Vector

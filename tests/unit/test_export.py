@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from bridge_engine.export import AdapterCard, export_adapter
-from bridge_engine.method_options import BridgeOptions
+from bridge_engine.methods.bridge import BridgeOptions
 from tests.support.tiny import random_model, random_policy
 
 

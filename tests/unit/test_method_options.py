@@ -2,8 +2,9 @@
 
 import pytest
 
-from bridge_engine.method_options import METHODS, AlternatingOptions, ColdStartOptions
-from bridge_engine.methods import make_method
+from bridge_engine.methods import METHODS, make_method
+from bridge_engine.methods.alternating import AlternatingOptions
+from bridge_engine.methods.cold_start import ColdStartOptions
 
 OPTIONS = [
     *(page() for page in METHODS.values()),
@@ -25,7 +26,7 @@ def test_every_turn_comes_once_and_in_order(options, steps):
     assert all(t.demos is not None or t.rewards is not None for t in turns)
     if steps > 5:  # everything a method says it learns from is used
         assert (bool(demos), bool(rewards)) == (
-            "demos" in options.learns_from,
+            "demos" in options.learns_from and not options.paired,  # those come with problems
             "rewards" in options.learns_from,
         )
 

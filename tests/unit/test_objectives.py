@@ -7,21 +7,17 @@ import torch
 
 from bridge_engine import objectives
 from bridge_engine.evaluate import score, wilson_interval
-from bridge_engine.objectives import group_advantages
+from bridge_engine.objectives import StepTotals, group_advantages
+from bridge_engine.spec import RlSpec
 
+TOTALS = StepTotals(tokens=5, sequences=2, longest=4)
 MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
 
 
 def test_grpo_at_ratio_one_is_the_token_mean_of_the_advantages():
     logprobs = torch.randn(2, 3)
-    loss, figures = objectives.grpo(
-        logprobs,
-        logprobs,
-        torch.tensor([1.0, -0.5]),
-        MASK,
-        clip_low=0.2,
-        clip_high=0.2,
-        total_tokens=5,
+    loss, figures = objectives.rl(
+        logprobs, logprobs, torch.tensor([1.0, -0.5]), MASK, spec=RlSpec(), totals=TOTALS
     )
     # Σ advantage·length / Σ length, which is not 0 although the advantages may sum to 0
     assert loss.item() == pytest.approx(-(2 * 1.0 - 3 * 0.5) / 5)
@@ -41,14 +37,13 @@ def test_grpo_at_ratio_one_is_the_token_mean_of_the_advantages():
 )
 def test_clipping_bites_only_where_it_limits_the_gain(ratio, advantage, expected, flows):
     logprob = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    loss, figures = objectives.grpo(
+    loss, figures = objectives.rl(
         logprob,
         torch.zeros(1, 1),
         torch.tensor([advantage]),
         torch.ones(1, 1),
-        clip_low=0.2,
-        clip_high=0.2,
-        total_tokens=1,
+        spec=RlSpec(),
+        totals=StepTotals(1, 1, 1),
     )
     loss.backward()
     assert loss.item() == pytest.approx(-expected, rel=1e-6)
@@ -64,31 +59,38 @@ def test_sft_is_the_negative_log_likelihood_per_token_of_the_whole_step():
 
 def test_k3_is_zero_for_equal_policies_and_positive_otherwise():
     logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]])
-    assert objectives.kl(logprobs, logprobs, MASK, total_tokens=5)[0] == 0
+    assert torch.equal(objectives.k3(logprobs, logprobs), torch.zeros(2, 3))
     other = logprobs + torch.tensor([[0.3, -0.2, 5.0], [0.1, -0.4, 0.2]])
-    difference = (other - logprobs)[MASK.bool()]
-    expected = sum(math.exp(d) - d - 1 for d in difference.tolist()) / 5
-    value = objectives.kl(logprobs, other, MASK, total_tokens=5)[0].item()
-    assert value == pytest.approx(expected, rel=1e-5)
-    assert value > 0
+    difference = (other - logprobs).flatten().tolist()
+    expected = [math.exp(d) - d - 1 for d in difference]
+    found = objectives.k3(logprobs, other)
+    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-4)
+    assert (found > 0).all()
 
 
 def test_advantages_are_centred_and_scaled_in_their_own_group():
-    found = group_advantages([1, 0, 0, 0, 1, 1, 1, 0], 4, divide_by_std=True)
+    found = group_advantages([[1, 0, 0, 0], [1, 1, 1, 0]])
     std = math.sqrt(sum((r - 0.25) ** 2 for r in [1, 0, 0, 0]) / 3)
-    assert found[:4] == pytest.approx([0.75 / (std + 1e-4)] + [-0.25 / (std + 1e-4)] * 3)
-    assert sum(found[:4]) == pytest.approx(0)
-    assert group_advantages([1, 0], 2, divide_by_std=False) == [0.5, -0.5]
+    assert found[0] == pytest.approx([0.75 / (std + 1e-4)] + [-0.25 / (std + 1e-4)] * 3)
+    assert sum(found[1]) == pytest.approx(0)
+    assert group_advantages([[1, 0]], "group") == [[0.5, -0.5]]
+
+
+def test_batch_advantages_are_centred_in_the_group_and_scaled_by_all_rewards():
+    found = group_advantages([[1, 0], [1, 1], [0, None]], "batch_std")
+    std = math.sqrt(sum((r - 0.6) ** 2 for r in [1, 0, 1, 1, 0]) / 4) + 1e-4
+    assert found[0] == pytest.approx([0.5 / std, -0.5 / std])
+    assert found[1:] == [[0.0, 0.0], [0.0, None]]
 
 
 def test_an_unjudged_answer_is_left_out_of_its_group_and_never_counts_as_wrong():
-    with_unjudged = group_advantages([1, None, 0, 0], 4, divide_by_std=False)
+    with_unjudged = group_advantages([[1, None, 0, 0]], "group")[0]
     assert with_unjudged == pytest.approx([2 / 3, None, -1 / 3, -1 / 3])
-    assert group_advantages([1, None], 2, divide_by_std=True) == [0.0, None]
+    assert group_advantages([[1, None]]) == [[0.0, None]]
 
 
 def test_a_group_of_equal_rewards_has_advantage_exactly_zero():
-    assert group_advantages([0.1] * 3 + [0.3] * 3, 3, divide_by_std=True) == [0.0] * 6
+    assert group_advantages([[0.1] * 3, [0.3] * 3]) == [[0.0] * 3] * 2
 
 
 def test_wilson_interval_matches_published_values():

@@ -8,10 +8,11 @@ import torch
 
 from bridge_engine import run_state
 from bridge_engine.events import EventReader, EventWriter
-from bridge_engine.method_options import METHODS
+from bridge_engine.methods import METHODS, Exploration
 from bridge_engine.rewards import Verdict
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_checks import resolve_spec
+from bridge_engine.token_objectives import TokenObjectives
 from bridge_engine.trainer import Trainer
 
 SPEC = {
@@ -38,7 +39,7 @@ def trainer(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         spec = resolve_spec(TrainSpec.model_validate({**SPEC, **changes}))
         made = Trainer(spec, tmp_path / folder, EventWriter(tmp_path / folder))
-        made.verifier = ScriptedVerifier()
+        made.explorer.verifier = ScriptedVerifier()
         return made
 
     return make
@@ -59,11 +60,19 @@ class ScriptedVerifier:
         ]
 
 
+def explore(made, step, turn):
+    """The rollouts of a step as the update sees them: with advantages, without the unjudged."""
+    groups, metrics = made.explorer.explore(step, turn)
+    objectives = TokenObjectives(made.policy, made.method, made.spec, groups=groups)
+    rollouts, _ = objectives._with_advantages(Exploration(), groups)
+    return [sequence for sequence, _ in rollouts], metrics
+
+
 def test_every_completion_is_judged_against_the_answer_of_its_own_problem(trainer):
     made = trainer()
-    rollouts, _ = made._explore(0, 0)
-    answers = {tuple(made._prompt(e)): e.answer for e in made.prompts}
-    (pairs,) = made.verifier.asked
+    rollouts, _ = explore(made, 0, 0)
+    answers = {tuple(made.data.prompt(e)): e.answer for e in made.data.prompts}
+    (pairs,) = made.explorer.verifier.asked
     assert len(pairs) == len(rollouts) == 12
     for rollout, (gold, text) in zip(rollouts, pairs, strict=True):
         assert gold == answers[tuple(rollout.prompt)]
@@ -73,22 +82,22 @@ def test_every_completion_is_judged_against_the_answer_of_its_own_problem(traine
 
 def test_groups_share_a_prompt_and_advantages_are_taken_within_them(trainer):
     made = trainer(rl={"advantage": "group"})
-    made.verifier = ScriptedVerifier((True, False, False, False))
-    rollouts, metrics = made._explore(0, 0)
+    made.explorer.verifier = ScriptedVerifier((True, False, False, False))
+    rollouts, metrics = explore(made, 0, 0)
     for start in range(0, 12, 4):
         group = rollouts[start : start + 4]
         assert len({tuple(r.prompt) for r in group}) == 1
         assert [r.advantage for r in group] == [0.75, -0.25, -0.25, -0.25]
     assert metrics["reward"] == 0.25
     made = trainer("std", rl={"advantage": "group_std"})
-    made.verifier = ScriptedVerifier((True, False, False, False))
-    assert made._explore(0, 0)[0][0].advantage == pytest.approx(0.75 / (0.5 + 1e-4))
+    made.explorer.verifier = ScriptedVerifier((True, False, False, False))
+    assert explore(made, 0, 0)[0][0].advantage == pytest.approx(0.75 / (0.5 + 1e-4))
 
 
 def test_an_unjudged_answer_leaves_the_batch_and_the_mean_reward(trainer):
     made = trainer()
-    made.verifier = ScriptedVerifier((True, None, False, None))
-    rollouts, metrics = made._explore(0, 0)
+    made.explorer.verifier = ScriptedVerifier((True, None, False, None))
+    rollouts, metrics = explore(made, 0, 0)
     assert len(rollouts) == 6
     assert metrics["reward"] == 0.5
     assert metrics["verifier/unjudged"] == 0.5
@@ -97,9 +106,9 @@ def test_an_unjudged_answer_leaves_the_batch_and_the_mean_reward(trainer):
 
 def test_rollouts_are_new_at_every_step_and_the_same_for_the_same_step(trainer):
     made = trainer()
-    first = [r.completion for r in made._explore(0, 0)[0]]
-    assert [r.completion for r in made._explore(0, 0)[0]] == first
-    assert [r.completion for r in made._explore(1, 0)[0]] != first, "same problems, another step"
+    first = [r.completion for r in explore(made, 0, 0)[0]]
+    assert [r.completion for r in explore(made, 0, 0)[0]] == first
+    assert [r.completion for r in explore(made, 1, 0)[0]] != first, "same problems, another step"
 
 
 def test_the_shadow_starts_as_the_student_and_the_teacher_does_not(trainer):
@@ -117,13 +126,13 @@ def test_every_set_moves_at_its_own_rate(trainer):
 
 def test_what_does_not_fit_is_left_out_and_said(trainer):
     made = trainer(sft={"batch_size": 4, "max_tokens": 30})
-    assert made.demos
-    assert len(made.demos) < 16
-    assert all(len(d) <= 30 for d in made.demos)
-    assert all(d.completion[-1] == made.policy.eos_ids[0] for d in made.demos)
+    assert made.data.demos
+    assert len(made.data.demos) < 16
+    assert all(len(d) <= 30 for d in made.data.demos)
+    assert all(d.completion[-1] == made.policy.eos_ids[0] for d in made.data.demos)
     narrow = trainer("narrow", rollout={**SPEC["rollout"], "max_new_tokens": 243})
-    assert narrow.prompts
-    assert all(len(narrow._prompt(e)) <= 256 - 243 for e in narrow.prompts)
+    assert narrow.data.prompts
+    assert all(len(narrow.data.prompt(e)) <= 256 - 243 for e in narrow.data.prompts)
     logs = [e.message for e in EventReader(narrow.events.path).read() if e.type == "log"]
     assert any("data.prompts" in m and "left out" in m for m in logs)
 
@@ -131,14 +140,14 @@ def test_what_does_not_fit_is_left_out_and_said(trainer):
 def test_an_evaluation_leaves_room_for_its_own_length_not_the_rollouts(trainer):
     data = {**SPEC["data"], "eval": {"name": "arithmetic", "limit": 50}}
     made = trainer(data=data, eval={"max_new_tokens": 243})
-    assert len(made.prompts) == 4000
-    assert all(len(made._prompt(e)) <= 256 - 243 for e in made.held_out)
+    assert len(made.data.prompts) == 4000
+    assert all(len(made.data.prompt(e)) <= 256 - 243 for e in made.data.held_out)
 
 
 def test_an_evaluation_of_which_nothing_was_judged_is_no_accuracy_of_zero(trainer):
     data = {**SPEC["data"], "eval": {"name": "arithmetic", "limit": 5}}
     made = trainer(data=data)
-    made.verifier = ScriptedVerifier((None,))
+    made.explorer.verifier = ScriptedVerifier((None,))
     progress = run_state.Progress(step=2)
     assert made._evaluate(progress) == {"eval/unjudged": 5.0}
     assert progress.best is None
@@ -148,7 +157,7 @@ def test_an_evaluation_of_which_nothing_was_judged_is_no_accuracy_of_zero(traine
 def test_rollouts_are_shown_now_and_then_and_under_the_step_they_taught(trainer, every):
     made = trainer(checkpoint={"every": 2}, **every)
     for step in range(4):
-        made._explore(step, step)
+        explore(made, step, step)
     shown = [e.step for e in EventReader(made.events.path).read() if e.type == "sample"]
     assert sorted(set(shown)) == [1, 3]
 
@@ -207,19 +216,35 @@ def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
     with torch.no_grad():
         made.policy.adapters.parameters("student")[1].fill_(math.nan)
     with pytest.raises(Exception, match="NaN or infinite"):
-        made._step(0)
+        made._step(run_state.Progress())
+
+
+FOUR = {"name": "arithmetic", "split": "demos", "limit": 4}
+"""Four problems: at three a step, every step but the first ends an epoch and begins the next."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_bitwise(trainer, method):
     """In one process, stopped between steps; `tests/engine` kills whole processes."""
-    straight = trainer("straight", method=method, steps=4)
+    changes = {
+        "method": {"name": method, "buffer": 3} if method == "relift" else method,
+        "data": {"prompts": FOUR, "demos": FOUR},
+        "steps": 4,
+    }
+    every_other_group_fails = ScriptedVerifier((True, *[False] * 7))
+
+    def made(folder):
+        one = trainer(folder, **changes)
+        one.explorer.verifier = every_other_group_fails
+        return one
+
+    straight = made("straight")
     assert straight.run()
     for stop_after in (1, 3):
-        first = trainer(f"stopped{stop_after}", method=method, steps=4)
+        first = made(f"stopped{stop_after}")
         first.stop_requested = lambda t=first, n=stop_after: _steps_said(t) >= n
         assert first.run() is False
-        second = trainer(f"stopped{stop_after}", method=method, steps=4)
+        second = made(f"stopped{stop_after}")
         assert second.run() is True
         assert _figures(second) == _figures(straight)
         for name in straight.sets:

@@ -9,20 +9,24 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from bridge_engine.method_options import (
-    METHODS,
-    AlternatingOptions,
-    BridgeOptions,
-    ColdStartOptions,
-    MixOptions,
-    RlOptions,
-    SftOptions,
-)
-from bridge_engine.methods import make_method
+from bridge_engine.methods import METHODS, make_method
+from bridge_engine.methods.alternating import AlternatingOptions
+from bridge_engine.methods.bridge import BridgeOptions
+from bridge_engine.methods.cold_start import ColdStartOptions
+from bridge_engine.methods.mix import MixOptions
+from bridge_engine.methods.rl import RlOptions
+from bridge_engine.methods.sft import SftOptions
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import LoraSpec, OptimizerSpec, RlSpec
+from bridge_engine.spec import LoraSpec, OptimizerSpec
 from bridge_engine.token_objectives import TokenObjectives
-from tests.support.tiny import random_model, random_policy, random_sequences
+from tests.support.tiny import (
+    random_groups,
+    random_model,
+    random_policy,
+    random_sequences,
+    tiny_spec,
+    with_advantages,
+)
 
 ALPHA, BETA = 0.05, 0.08
 SGD = OptimizerSpec(name="sgd", max_grad_norm=None)
@@ -85,27 +89,30 @@ class Reference:
         return [x + rate * g for x, g in zip(flat, gradient, strict=True)]
 
 
-def one_step(options, names, *, micro_batch=64, demos=None, rollouts=None):
+def one_step(options, names, *, micro_batch=64, demos=None, groups=None):
     policy = random_policy(*names)
     method = make_method(options)
     rates = {"teacher": BETA}
+    targets = {n: n for n in names} | options.optimizers
     sets = {
-        n: ParameterSet(n, policy.adapters.parameters(n), SGD, rates.get(n, ALPHA)) for n in names
+        n: ParameterSet(n, policy.parameters(t), SGD, rates.get(t, ALPHA))
+        for n, t in targets.items()
     }
     objectives = TokenObjectives(
         policy,
         method,
+        tiny_spec(options, micro_batch=micro_batch),
         demos=demos if demos is not None else DEMOS,
-        rollouts=rollouts if rollouts is not None else ROLLOUTS,
-        rl=RlSpec(),
-        micro_batch=micro_batch,
+        groups=groups if groups is not None else GROUPS,
+        library=DEMOS,
     )
     metrics = method.step(objectives, sets, 0, 1)
     return {n: policy.adapters.parameters(n) for n in names}, metrics
 
 
 DEMOS = random_sequences(5, seed=3)
-ROLLOUTS = random_sequences(8, seed=4, with_rollout=True)
+GROUPS = random_groups(2, 4, seed=4, demos=True)
+ROLLOUTS = with_advantages(GROUPS)
 
 
 def assert_same(actual, expected, tolerance=1e-7):
@@ -161,6 +168,8 @@ def test_sft_and_rl_climb_their_own_objective_alone():
 @pytest.mark.parametrize("options", [page() for page in METHODS.values()], ids=lambda o: o.name)
 def test_accumulation_is_invariant(options):
     names = options.adapters
+    if "imitation" in options.optimizers:
+        options = options.model_copy(update={"buffer": 1})  # so that it imitates at once
     whole, _ = one_step(options, names, micro_batch=64)
     single, _ = one_step(options, names, micro_batch=1)
     for name in names:
@@ -187,11 +196,11 @@ def run_steps(options, count, optimizer):
         objectives = TokenObjectives(
             policy,
             method,
+            tiny_spec(options),
             demos=random_sequences(3, seed=step),
-            rollouts=random_sequences(4, seed=100 + step, with_rollout=True),
-            rl=RlSpec(),
-            micro_batch=64,
+            groups=random_groups(1, 4, seed=100 + step),
         )
+        method.begin({"student": student}, step, count)
         method.step(objectives, {"student": student}, step, count)
     return policy, student
 
@@ -208,10 +217,9 @@ def climbed_by_hand(kinds, optimizer, restart_at=None):
         objectives = TokenObjectives(
             policy,
             make_method(RlOptions()),
+            tiny_spec(),
             demos=random_sequences(3, seed=step),
-            rollouts=random_sequences(4, seed=100 + step, with_rollout=True),
-            rl=RlSpec(),
-            micro_batch=64,
+            groups=random_groups(1, 4, seed=100 + step),
         )
         student.ascend(objectives.gradient("student", **{kind: 1.0}).theta)
     return student
@@ -234,18 +242,17 @@ def test_cold_start_is_sft_and_then_rl_with_a_fresh_optimiser():
 
 
 def test_rewards_that_are_all_equal_give_a_gradient_of_exactly_zero():
-    flat = [type(r)(r.prompt, r.completion, r.behaviour, 0.0) for r in ROLLOUTS]
+    flat = random_groups(2, 4, rewards=[[1, 1, 1, 1], [0, 0, 0, 0]])
     before = [p.detach().clone() for p in random_policy("student").adapters.parameters("student")]
-    moved, _ = one_step(RlOptions(), ("student",), rollouts=flat)
+    moved, _ = one_step(RlOptions(), ("student",), groups=flat)
     assert all(torch.equal(a, b) for a, b in zip(moved["student"], before, strict=True))
 
 
 def test_a_rollout_without_advantage_costs_no_pass_and_still_counts_in_the_mean():
-    idle = random_sequences(1, seed=9, with_rollout=True)[0]
-    idle = type(idle)(idle.prompt, idle.completion, idle.behaviour, 0.0)
-    rollouts = [*ROLLOUTS, idle]
-    moved, _ = one_step(RlOptions(), ("student",), rollouts=rollouts)
+    idle = random_groups(1, 4, seed=9, rewards=[[1, 1, 1, 1]])
+    moved, _ = one_step(RlOptions(), ("student",), groups=[*GROUPS, *idle])
     reference = Reference(random_policy("student"), ("student",))
+    rollouts = [*ROLLOUTS, *idle[0].rollouts]  # of advantage 0
     g = reference.gradient(reference.j_rl(rollouts, ("student",)), "student")
     assert_same(moved["student"], reference.moved("student", ALPHA, g))
 
@@ -255,9 +262,8 @@ def test_kl_term_pulls_toward_the_bare_base():
     objectives = TokenObjectives(
         policy,
         make_method(RlOptions()),
-        rollouts=ROLLOUTS,
-        rl=RlSpec(kl_coef=0.3),
-        micro_batch=3,
+        tiny_spec(rl={"kl_coef": 0.3}, micro_batch=3),
+        groups=GROUPS,
     )
     found = objectives.gradient("student", rl=1.0)
     reference = Reference(policy, ("student",))
@@ -274,10 +280,8 @@ def test_kl_term_pulls_toward_the_bare_base():
 
 def test_the_two_clips_are_used_on_their_own_sides():
     policy = random_policy("student")
-    rl = RlSpec(clip_low=0.1, clip_high=0.6)
-    objectives = TokenObjectives(
-        policy, make_method(RlOptions()), rollouts=ROLLOUTS, rl=rl, micro_batch=64
-    )
+    spec = tiny_spec(rl={"clip_low": 0.1, "clip_high": 0.6})
+    objectives = TokenObjectives(policy, make_method(RlOptions()), spec, groups=GROUPS)
     found = objectives.gradient("student", rl=1.0)
     reference = Reference(policy, ("student",))
     g = reference.gradient(reference.j_rl(ROLLOUTS, ("student",), 0.1, 0.6), "student")
@@ -329,11 +333,10 @@ def test_lambda_one_with_equal_shadow_is_plain_rl_for_ever():
     plain = {"student": ParameterSet("s", alone.adapters.parameters("student"), adam, ALPHA)}
     fixed = [p.detach().clone() for p in together.adapters.parameters("teacher")]
     for step in range(5):
-        rollouts = random_sequences(6, seed=step, with_rollout=True)
+        groups = random_groups(2, 3, seed=step)
         for policy, method, moving in ((together, bridge, sets), (alone, rl, plain)):
-            objectives = TokenObjectives(
-                policy, method, demos=DEMOS, rollouts=rollouts, rl=RlSpec(), micro_batch=4
-            )
+            spec = tiny_spec(micro_batch=4)
+            objectives = TokenObjectives(policy, method, spec, demos=DEMOS, groups=groups)
             objectives.has_teacher = True  # plain RL beside a teacher that is there and stands
             method.step(objectives, moving, step, 5)
     teacher, shadow = (together.adapters.parameters(n) for n in ("teacher", "shadow"))

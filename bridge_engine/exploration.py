@@ -1,0 +1,224 @@
+"""Exploring and measuring: the policy writes completions, the verifier judges them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from bridge_engine.correction import corrected
+from bridge_engine.data.example import Example
+from bridge_engine.errors import EngineError
+from bridge_engine.evaluate import Score, score
+from bridge_engine.events import Event, Sample
+from bridge_engine.groups import RolloutGroup
+from bridge_engine.metrics import Metrics
+from bridge_engine.policy import Policy
+from bridge_engine.rewards import Verdict, Verifier
+from bridge_engine.rollout import Completion, SamplingParams, sample
+from bridge_engine.seeding import epoch_draw, generator
+from bridge_engine.sequences import TokenSequence
+from bridge_engine.spec import TrainSpec
+from bridge_engine.training_data import TrainingData
+
+SAMPLES_SHOWN = 4
+"""Completions reported as samples at each evaluation and at each step that reports rollouts."""
+
+
+class Explorer:
+    """Samples from the policy and judges what comes; every draw is a function of (seed, step)."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        policy: Policy,
+        data: TrainingData,
+        verifier: Verifier,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.spec = spec
+        self.policy = policy
+        self.data = data
+        self.verifier = verifier
+        self.emit = emit
+        self.group_size = spec.rollout.group_size - spec.method.experts
+        """Rollouts of a problem: a method may keep places of the group for demonstrations."""
+
+    # ------------------------------------------------------------------ exploring
+
+    def explore(self, step: int, turn: int) -> tuple[list[RolloutGroup], Metrics]:
+        """The `turn`-th batch of rollouts from the policy, at 0-based `step`, verified."""
+        wanted = self.spec.rollout.prompts_per_step
+        began = time.monotonic()
+        judging = 0.0
+        found: list[RolloutGroup] = []
+        seen: set[str] = set()
+        rounds = 0
+        for rounds in range(self.spec.rollout.dynamic_sampling + 1):
+            problems = [e for e in self._problems(turn, rounds) if e.id not in seen]
+            seen |= {e.id for e in problems}
+            if problems:
+                groups, seconds = self._round(problems, step, rounds)
+                found += groups
+                judging += seconds
+            useful = [g for g in found if g.informative]
+            if len(useful) >= wanted:
+                break
+        sampled = time.monotonic() - began - judging
+        metrics = _rollout_metrics(found)
+        if self.spec.rollout.dynamic_sampling:
+            metrics["dynamic_sampling/rounds"] = float(rounds)
+            metrics["dynamic_sampling/discarded"] = float(len(found) - min(len(useful), wanted))
+            found = useful[:wanted] or found[:wanted]
+        if self.spec.rl.importance_correction == "truncated":
+            found, figures = corrected(found, self.policy, self.spec)
+            metrics |= figures
+        return found, metrics | {"time/sampling": sampled, "time/verification": judging}
+
+    def _problems(self, turn: int, again: int) -> list[Example]:
+        """The problems of a round: of the first from the epochs, of further ones from their own."""
+        return epoch_draw(
+            self.data.prompts,
+            self.spec.rollout.prompts_per_step,
+            seed=self.spec.seed,
+            purpose=f"prompts/again-{again}" if again else "prompts",
+            step=turn,
+        )
+
+    def _round(
+        self, problems: list[Example], step: int, again: int
+    ) -> tuple[list[RolloutGroup], float]:
+        """(the groups of these problems, seconds spent on judging them)."""
+        size = self.group_size
+        prompts = [self.data.prompt(e) for e in problems]
+        completions = self.sample(
+            prompts,
+            SamplingParams(self.spec.rollout.max_new_tokens),
+            rng=generator(self.spec.seed, f"rollouts/again-{again}" if again else "rollouts", step),
+            repeats=size,
+        )
+        began = time.monotonic()
+        verdicts = self.judge([e.answer for e in problems for _ in range(size)], completions)
+        seconds = time.monotonic() - began
+        if not again and step % (self.spec.eval.every or self.spec.checkpoint.every) == 0:
+            self.show(step + 1, "rollout", problems, completions[::size], verdicts[::size])
+        groups = []
+        for place, problem in enumerate(problems):
+            mine = slice(place * size, (place + 1) * size)
+            written = completions[mine]
+            groups.append(
+                RolloutGroup(
+                    [
+                        TokenSequence(prompts[place], c.tokens, c.logprobs)
+                        for c in completions[mine]
+                    ],
+                    [None if v.value is None else float(v.value) for v in verdicts[mine]],
+                    [not c.finished for c in written],
+                    self.data.demo_of(problem),
+                )
+            )
+        return groups, seconds
+
+    # ------------------------------------------------------------------ measuring
+
+    def measure(self, step: int, names: Sequence[str], *, show: bool) -> Score:
+        """Greedy accuracy of these parameter sets together on the held-out problems."""
+        completions = self.sample(
+            [self.data.prompt(e) for e in self.data.held_out],
+            SamplingParams(self.data.eval_tokens, temperature=0),
+            names=names,
+        )
+        verdicts = self.judge([e.answer for e in self.data.held_out], completions)
+        if show:
+            self.show(step, "eval", self.data.held_out, completions, verdicts)
+        return score(
+            [v.value for v in verdicts],
+            [e.kind for e in self.data.held_out],
+            truncated=sum(not c.finished for c in completions),
+        )
+
+    # ------------------------------------------------------------------ sampling and judging
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        *,
+        names: Sequence[str] | None = None,
+        rng: torch.Generator | None = None,
+        repeats: int = 1,
+    ) -> list[Completion]:
+        """Completions by the policy, or by other parameter sets."""
+        chosen = self.spec.method.policy if names is None else names
+        with self.policy.using(*chosen, merged=self.spec.rollout.merge_weights):
+            completions = sample(
+                self.policy.model,
+                prompts,
+                params,
+                eos_ids=self.policy.eos_ids,
+                pad_id=self.policy.pad_id,
+                generator=rng,
+                repeats=repeats,
+                batch_size=self.spec.rollout.batch_size,
+            )
+        # A policy of NaNs answers nothing right, so its groups are all equal and its gradient is 0:
+        # without this look it would go on for ever.
+        if not torch.tensor([p for c in completions for p in c.logprobs]).isfinite().all():
+            raise EngineError(
+                "the policy's log-probabilities became NaN or infinite; lower "
+                "optimizer.student_lr and optimizer.teacher_lr; the last checkpoint is intact",
+                code="non_finite_policy",
+            )
+        return completions
+
+    def judge(self, golds: list[str], completions: list[Completion]) -> list[Verdict]:
+        """Each completion against the answer of its problem."""
+        texts = [self._text(c) for c in completions]
+        return self.verifier.judge(list(zip(golds, texts, strict=True)))
+
+    def _text(self, completion: Completion) -> str:
+        text: str = self.policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        return text
+
+    def show(
+        self,
+        step: int,
+        source: Literal["rollout", "eval"],
+        problems: Sequence[Example],
+        completions: Sequence[Completion],
+        verdicts: Sequence[Verdict],
+    ) -> None:
+        """Reports a few completions, one a problem, spread over them, for a person to read."""
+        every = max(1, len(problems) // SAMPLES_SHOWN)
+        for place in range(0, len(problems), every)[:SAMPLES_SHOWN]:
+            value = verdicts[place].value
+            self.emit(
+                Sample(
+                    step=step,
+                    source=source,
+                    problem=problems[place].problem,
+                    completion=self._text(completions[place]),
+                    gold=problems[place].answer,
+                    reward=None if value is None else float(value),
+                )
+            )
+
+
+def _rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """What the rollouts say, under TRL's names."""
+    rewards = [r for g in groups for r in g.rewards]
+    judged = [r for r in rewards if r is not None]
+    lengths = [len(s.completion) for g in groups for s in g.rollouts]
+    cut = [c for g in groups for c in g.truncated]
+    metrics = {
+        "frac_reward_zero_std": sum(not g.informative for g in groups) / len(groups),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/clipped_ratio": sum(cut) / len(cut),
+        "verifier/unjudged": (len(rewards) - len(judged)) / len(rewards),
+        "tokens": float(sum(lengths)),
+    }
+    if judged:
+        metrics["reward"] = sum(judged) / len(judged)
+    return metrics
