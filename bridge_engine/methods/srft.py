@@ -45,11 +45,11 @@ class Srft(Method[SrftOptions]):
     ) -> Metrics:
         imitate = objectives.gradient("student", sft=1.0)
         right = objectives.gradient("student", rl=Exploration(advantage=lambda r: float(r > 0)))
-        wrong = objectives.gradient("student", rl=Exploration(advantage=lambda r: float(r <= 0)))
+        wrong = objectives.gradient("student", rl=Exploration(advantage=lambda r: -float(r <= 0)))
         entropy = _mean_entropy(right, wrong)
         sft_weight = self.options.sft_weight * math.exp(-imitate.metrics["sft/entropy"])
         right_weight = self.options.right_weight * math.exp(entropy)
-        direction = sft_weight * imitate.theta + right_weight * right.theta - wrong.theta
+        direction = sft_weight * imitate.theta + right_weight * right.theta + wrong.theta
         return {
             **imitate.figures("student"),
             "entropy": entropy,

@@ -7,22 +7,10 @@ import pytest
 import torch
 
 from bridge_engine import run_state
-from bridge_engine.events import EventReader, EventWriter
+from bridge_engine.events import EventReader
 from bridge_engine.methods import METHODS, Exploration
-from bridge_engine.rewards import Verdict
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_checks import resolve_spec
 from bridge_engine.token_objectives import TokenObjectives
-from bridge_engine.trainer import Trainer
-
-SPEC = {
-    "method": "bridge",
-    "data": {"prompts": "arithmetic", "demos": {"name": "arithmetic", "limit": 16}},
-    "steps": 3,
-    "rollout": {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 24},
-    "sft": {"batch_size": 4},
-    "checkpoint": {"every": 100},
-}
+from tests.support.training import SPEC, ScriptedVerifier, make_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -35,29 +23,7 @@ def _one_thread():
 
 @pytest.fixture
 def trainer(tmp_path):
-    def make(folder="run", **changes):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        spec = resolve_spec(TrainSpec.model_validate({**SPEC, **changes}))
-        made = Trainer(spec, tmp_path / folder, EventWriter(tmp_path / folder))
-        made.explorer.verifier = ScriptedVerifier()
-        return made
-
-    return make
-
-
-class ScriptedVerifier:
-    """Stands where the verifier stands; gives the verdicts it is told to, in turn."""
-
-    def __init__(self, verdicts=(True, False)):
-        self.verdicts = verdicts
-        self.asked = []
-
-    def judge(self, pairs):
-        self.asked.append(list(pairs))
-        return [
-            Verdict(self.verdicts[i % len(self.verdicts)], "scripted", fast=True)
-            for i in range(len(pairs))
-        ]
+    return lambda folder="run", **changes: make_trainer(tmp_path / folder, **changes)
 
 
 def explore(made, step, turn):

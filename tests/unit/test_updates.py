@@ -7,7 +7,6 @@ objectives. It shares no code with the engine but the model's architecture.
 
 import pytest
 import torch
-from torch.func import functional_call
 
 from bridge_engine.methods import METHODS, make_method
 from bridge_engine.methods.alternating import AlternatingOptions
@@ -19,6 +18,7 @@ from bridge_engine.methods.sft import SftOptions
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.spec import LoraSpec, OptimizerSpec
 from bridge_engine.token_objectives import TokenObjectives
+from tests.support.reference import Reference
 from tests.support.tiny import (
     random_groups,
     random_model,
@@ -31,62 +31,6 @@ from tests.support.tiny import (
 ALPHA, BETA = 0.05, 0.08
 SGD = OptimizerSpec(name="sgd", max_grad_norm=None)
 NAMES = ("student", "teacher", "shadow")
-
-
-class Reference:
-    """J_SFT and J_RL as functions of leaf tensors, one unpadded sequence at a time."""
-
-    def __init__(self, policy, names):
-        self.model = random_model()
-        self.scale = policy.adapters.lora.alpha / policy.adapters.lora.rank
-        self.paths = list(policy.adapters.layers)
-        self.leaves = {
-            name: [
-                (
-                    layer.A[name].detach().clone().requires_grad_(),
-                    layer.B[name].detach().clone().requires_grad_(),
-                )
-                for layer in policy.adapters.layers.values()
-            ]
-            for name in names
-        }
-
-    def logprobs(self, sequence, names):
-        weights = dict(self.model.named_parameters())
-        for index, path in enumerate(self.paths):
-            for name in names:
-                a, b = self.leaves[name][index]
-                key = f"{path}.weight"
-                weights[key] = weights[key] + self.scale * b @ a
-        tokens = torch.tensor([sequence.prompt + sequence.completion])
-        logits = functional_call(self.model, weights, (tokens,)).logits[0]
-        start = len(sequence.prompt) - 1
-        rows = torch.log_softmax(logits[start:-1], -1)
-        return rows[torch.arange(len(sequence.completion)), torch.tensor(sequence.completion)]
-
-    def j_sft(self, demos, names):
-        total = sum(len(d.completion) for d in demos)
-        return sum(self.logprobs(d, names).sum() for d in demos) / total
-
-    def j_rl(self, rollouts, names, low=0.2, high=0.2):
-        total = sum(len(r.completion) for r in rollouts)
-        value = 0.0
-        for rollout in rollouts:
-            old = torch.tensor(rollout.behaviour, dtype=torch.float32).double()
-            advantage = torch.tensor(rollout.advantage, dtype=torch.float32).double()
-            ratio = (self.logprobs(rollout, names) - old).exp()
-            clipped = torch.clamp(ratio, 1 - low, 1 + high)
-            value = value + torch.min(ratio * advantage, clipped * advantage).sum()
-        return value / total
-
-    def gradient(self, objective, name):
-        flat = [leaf for pair in self.leaves[name] for leaf in pair]
-        found = torch.autograd.grad(objective, flat, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, flat, strict=True)]
-
-    def moved(self, name, rate, gradient):
-        flat = [leaf.detach() for pair in self.leaves[name] for leaf in pair]
-        return [x + rate * g for x, g in zip(flat, gradient, strict=True)]
 
 
 def one_step(options, names, *, micro_batch=64, demos=None, groups=None):
