@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 from rich.markup import escape
@@ -25,6 +24,7 @@ def _describe(name: str, options: type[Options]) -> dict[str, Any]:
     return {
         "name": name,
         "summary": inspect.getdoc(options),
+        "source": options.source,
         "learns_from": [source for source in SOURCES if source in options.learns_from],
         "adapters": list(options(name=name).adapters),
         "options": [
@@ -41,21 +41,14 @@ def _describe(name: str, options: type[Options]) -> dict[str, Any]:
 
 def show() -> None:
     """The methods as a table; their options in full are in the JSON form and docs/methods.md."""
-    rows = []
-    for method in describe():
-        options = [f"{o['name']}={_yaml(o['default'])}" for o in method["options"]]
-        rows.append(
-            [
-                method["name"],
-                ", ".join(method["learns_from"]),
-                ", ".join(method["adapters"]),
-                escape(", ".join(options)),
-                escape(method["summary"].splitlines()[0]),
-            ]
-        )
-    output.table(["METHOD", "LEARNS FROM", "TRAINS", "OPTIONS", "WHAT IT IS"], rows)
-
-
-def _yaml(value: Any) -> str:
-    """A scalar as one would write it in a spec."""
-    return json.dumps(value)
+    rows = [
+        [
+            method["name"],
+            ", ".join(method["learns_from"]),
+            escape(method["summary"].splitlines()[0]),
+            ", ".join(option["name"] for option in method["options"]),
+        ]
+        for method in describe()
+    ]
+    columns = ["METHOD", "LEARNS FROM", "WHAT IT IS", "OPTIONS"]
+    output.table(columns, rows, wrapping=columns[2:])

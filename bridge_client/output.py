@@ -57,11 +57,13 @@ def complain(message: str) -> None:
     err().print(f"[red]bridge:[/] {escape(message)}")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A plain table; cells may hold rich markup."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapping: Sequence[str] = ()
+) -> None:
+    """A plain table; cells may hold rich markup, and those of the `wrapping` columns may wrap."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column, no_wrap=True)
+        grid.add_column(column, no_wrap=column not in wrapping)
     for row in rows:
         grid.add_row(*row)
     Console(highlight=False, width=None if out().is_terminal else 200).print(grid)
