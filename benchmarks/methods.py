@@ -1,9 +1,12 @@
 """Every method's example side by side, by the engine alone: accuracy, seconds a step, peak memory.
 
     python benchmarks/methods.py --steps 80 --seeds 0
+    python benchmarks/methods.py --steps 3 --on examples/smollm2-gsm8k-bridge.yaml --no-eval
 
 The specs are examples/arithmetic-*.yaml at equal numbers of steps, which are not equal numbers of
-rollouts or seconds; the table shows those too. One line a method and seed, as Markdown.
+rollouts or seconds; the table shows those too. `--on` takes everything but the method from another
+spec. One line a method and seed, as Markdown; `page` is the method's length in lines, its options,
+equations and docstring included.
 """
 
 import argparse
@@ -17,6 +20,10 @@ from pathlib import Path
 
 import yaml
 
+from bridge_engine import methods
+from bridge_engine.methods import NAMES
+
+PAGES = Path(methods.__file__).parent
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -24,23 +31,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", default=list(NAMES))
+    parser.add_argument("--on", type=Path, help="a spec to take everything but the method from")
+    parser.add_argument("--no-eval", action="store_true", help="time alone, no accuracy")
     options = parser.parse_args()
-    print("| method | seed | before | after | seconds | s/step | of it sampling | peak RSS (MB) |")
-    print("|---|---|---|---|---|---|---|---|")
-    for example in sorted(EXAMPLES.glob("arithmetic-*.yaml")):
+    print(
+        "| method | page | seed | before | after | seconds | s/step | of it sampling | "
+        "peak RSS (MB) |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for method in options.methods:
         for seed in options.seeds:
+            spec = _spec(method, options.on) | {"steps": options.steps, "seed": seed}
+            if options.no_eval:
+                spec["data"].pop("eval", None)
             with tempfile.TemporaryDirectory() as folder:
-                print(_line(example, options.steps, seed, Path(folder)), flush=True)
+                print(_line(method, spec, Path(folder)), flush=True)
 
 
-def _line(example: Path, steps: int, seed: int, folder: Path) -> str:
-    spec = {**yaml.safe_load(example.read_text()), "steps": steps, "seed": seed}
+def _spec(method: str, on: Path | None) -> dict:
+    spec = yaml.safe_load((EXAMPLES / f"arithmetic-{method.replace('_', '-')}.yaml").read_text())
+    return spec if on is None else {**yaml.safe_load(on.read_text()), "method": spec["method"]}
+
+
+def _line(method: str, spec: dict, folder: Path) -> str:
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
     command = [sys.executable, "-m", "bridge_engine", "run", str(folder / "spec.yaml")]
     process = subprocess.Popen([*command, "--dir", str(folder / "run")], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{example.name} failed: {folder / 'run'}")
+        raise SystemExit(f"{method} failed; run its spec by hand to see why")
     peak = usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024)
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     accuracy = [row["accuracy"] for row in rows if "accuracy" in row]
@@ -48,9 +67,10 @@ def _line(example: Path, steps: int, seed: int, folder: Path) -> str:
     sampling = [row.get("time/sampling", 0.0) for row in rows if "time/step" in row]
     events = (folder / "run/events.jsonl").read_text().splitlines()
     seconds = json.loads(events[-1])["result"]["seconds"]
-    name = spec["method"] if isinstance(spec["method"], str) else spec["method"]["name"]
+    page = len((PAGES / f"{method}.py").read_text().splitlines())
+    before, after = (f"{100 * accuracy[i]:.1f}" if accuracy else "" for i in (0, -1))
     return (
-        f"| {name} | {seed} | {100 * accuracy[0]:.1f} | {100 * accuracy[-1]:.1f} | {seconds:.0f} | "
+        f"| {method} | {page} | {spec['seed']} | {before} | {after} | {seconds:.0f} | "
         f"{step:.3f} | {statistics.median(sampling):.3f} | {peak:.0f} |"
     )
 
