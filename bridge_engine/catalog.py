@@ -6,11 +6,12 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bridge_engine.errors import EngineError
+from bridge_engine.known_models import KNOWN
 from bridge_engine.spec_errors import did_you_mean
 
 BRIDGE_TINY = "bridge-tiny"
@@ -148,18 +149,37 @@ def _smollm() -> ModelInfo:
         context=8192,
         parameters=134_515_008,
         path=None,
-        config={"model_type": "llama", "max_position_embeddings": 8192, "vocab_size": 49152},
+        config={
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
     )
 
 
 def _from_hub(name: str) -> ModelInfo:
-    """A model on the Hugging Face hub: the local cache first, then the hub."""
+    """A model on the Hugging Face hub: the local cache first, then what is known by heart, then the
+    hub. A model that is known by heart may still be out of reach; `materialize_model` then says so.
+    """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
     cached = try_to_load_from_cache(name, "config.json")
+    known = KNOWN.get(name)
     if isinstance(cached, str):
-        return _from_folder(name, "hub", Path(cached).parent)
+        found_here = _from_folder(name, "hub", Path(cached).parent)
+        # the config may have come alone, or with some of the shards
+        return replace(found_here, parameters=known.parameters) if known else found_here
+    if known:
+        return ModelInfo(
+            name, "hub", _context(name, known.config), known.parameters, None, known.config
+        )
     try:
         found = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         file = Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT_S))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from bridge_engine.catalog import ModelInfo, model_names, resolve_model
 from bridge_engine.data import arithmetic, registry
 from bridge_engine.data.registry import DatasetInfo, Role
 from bridge_engine.errors import EngineError
+from bridge_engine.known_models import KNOWN
 from bridge_engine.spec import DatasetRef, TrainSpec
 from bridge_engine.spec_errors import FieldError, nearest_name, unknown_name
 
@@ -57,7 +57,8 @@ def check_spec(spec: TrainSpec) -> list[FieldError]:
     else:
         errors += _check_lengths(spec, model)
         errors += _check_model_has(spec, model)
-    return errors
+        errors += _check_rank(spec, model)
+    return [*errors, *_check_attention(spec)]
 
 
 def _check_dataset(role: Role, ref: DatasetRef) -> tuple[list[FieldError], DatasetInfo | None]:
@@ -212,7 +213,7 @@ def _check_model_has(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
             for layer in spec.lora.target_modules
             if layer not in _LLAMA_LAYERS
         ]
-    if spec.template.kind == "chat" and model.path is not None and not _has_chat(model.path):
+    if spec.template.kind == "chat" and not _has_chat(model):
         errors.append(
             FieldError(
                 "template.kind",
@@ -225,11 +226,57 @@ def _check_model_has(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
     return errors
 
 
-def _has_chat(folder: Path) -> bool:
+def _has_chat(model: ModelInfo) -> bool:
+    """Does its tokenizer have a chat template? True where nobody can tell yet."""
+    folder = model.path
+    if folder is None:
+        return model.name not in KNOWN or KNOWN[model.name].chat_template
     if (folder / "chat_template.jinja").is_file():
         return True
     file = folder / "tokenizer_config.json"
     return file.is_file() and bool(json.loads(file.read_text("utf-8")).get("chat_template"))
+
+
+def _check_rank(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
+    """No difference of two weight matrices has a rank above their shorter side."""
+    rank, hidden = spec.export.svd_rank, model.config.get("hidden_size")
+    if rank is None or not isinstance(hidden, int) or rank <= hidden:
+        return []
+    return [
+        FieldError(
+            "export.svd_rank",
+            "rank_too_large",
+            f"export.svd_rank is {rank}, but the layers of {model.name} are {hidden} wide: no "
+            f"change of theirs has a rank above {hidden}; ask for fewer, or for export.merged, "
+            "which is exact",
+            given=rank,
+        )
+    ]
+
+
+def _check_attention(spec: TrainSpec) -> list[FieldError]:
+    """Flash attention is a kernel of CUDA's, for 16 bits."""
+    runtime = spec.runtime
+    if runtime.attention != "flash_attention_2":
+        return []
+    if runtime.device == "cpu":
+        why, code = "runtime.device is cpu, and flash attention runs on a GPU", "needs_gpu"
+    elif runtime.dtype == "float32":
+        why, code = (
+            "runtime.dtype is float32, and flash attention computes in 16 bits",
+            "needs_bfloat16",
+        )
+    else:
+        return []
+    return [
+        FieldError(
+            "runtime.attention",
+            code,
+            f"{why}; use auto or sdpa",
+            given="flash_attention_2",
+            allowed=["auto", "sdpa", "eager"],
+        )
+    ]
 
 
 def resolve_spec(spec: TrainSpec) -> TrainSpec:

@@ -1,32 +1,43 @@
 """What a job will cost, from its spec and the model's config alone: an order of magnitude.
 
     rollouts     = steps × prompts_per_step × group_size       (in steps that explore)
-    max tokens   = rollouts × max_new_tokens + steps × sft.batch_size × sft.max_tokens
+    max tokens   = rollouts × max_new_tokens × rounds of dynamic sampling + demos × sft.max_tokens
     adapter      = Σ over adapted layers of rank × (inputs + outputs); bridge trains three of them
                    (student, teacher, shadow) and exports two of them as one
-    memory       = base weights                        parameters × bytes of the dtype
-                 + merged copy for sampling            the same again (rollout.merge_weights)
-                 + adapters                            16 bytes a parameter: weight, gradient and
-                                                       Adam's two moments, all float32
-                 + activations of one micro-batch      tokens × (17 × bytes × hidden × layers
-                                                       + 8 × vocabulary): Korthikanti et al.
-                                                       (arXiv 2205.05198), without the attention
-                                                       matrix; logits and their gradient, float32
 
-The tokens of a micro-batch are min(runtime.micro_batch, sequences of a step) × the length of a
-sequence, taken to be min(context, max(512, 2 × max_new_tokens)): nobody has read the data yet.
+Memory is on the page `memory`, time on the page `duration`, the lengths of the texts on `lengths`,
+each with what it assumes.
 Demonstrations count at their upper bound in `max tokens`, so short ones cost less than said here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 from bridge_engine.catalog import ModelInfo
 from bridge_engine.spec import TrainSpec
+from service.jobs.duration import DEVICES, Work, work
+from service.jobs.memory import adapters_trained, compute_width, memory, rollouts_per_step
+from service.jobs.shapes import Shape, shape_of
+
+
+class MemoryParts(BaseModel):
+    """Bytes by what needs them. Sampling and training take turns: the larger one counts."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+
+    process: int
+    """Interpreter and libraries."""
+    base: int
+    """Frozen weights."""
+    trained: int
+    """Adapters, and full weights: values and the optimiser's moments."""
+    sampling: int
+    """Merged copy of the adapted layers, key-value cache, logits."""
+    training: int
+    """Gradients, activations of one micro-batch and its logits."""
+    host: int
+    """Of a shadow that is kept in host memory; in no total."""
 
 
 class Estimates(BaseModel):
@@ -37,82 +48,75 @@ class Estimates(BaseModel):
     steps: int
     """Optimisation steps."""
     rollouts: int
-    """Completions sampled in training, evaluations not counted."""
+    """Completions sampled in training; evaluations and further rounds of dynamic sampling not
+    counted."""
     max_tokens: int
     """At most so many tokens are sampled or imitated in training."""
     model_parameters: int | None
     """Weights of the base model."""
     adapter_parameters: int | None
-    """Trained weights, all adapters together."""
-    exported_rank: int
-    """Rank of the adapter that is served."""
+    """Trained weights of all adapters together; a full student's are the model's, and on top."""
+    exported_rank: int | None
+    """Rank of the adapter that is served; null where whole weights are."""
     memory_bytes: int | None
-    """Rough peak memory of training."""
+    """Rough peak memory of training, on the device that trains, for the longest texts. Where the
+    spec leaves open whether that is a GPU, float32 is counted."""
+    memory: MemoryParts | None
+    """What it is made of."""
+    flops: float | None
+    """Arithmetic of the whole run."""
+    seconds: dict[str, float] | None
+    """Rough duration of training by device: one `h200` or one `a100` at 40 % of its data sheet's
+    bfloat16 rate and bandwidth, or one core of a recent server CPU (`cpu_core`) at 30 % of a matrix
+    product's rate. Assumes completions of half of max_new_tokens; counts neither evaluations nor
+    verification. Right to a factor of about two."""
 
 
 def estimate(spec: TrainSpec, model: ModelInfo) -> Estimates:
-    """The estimates of a resolved spec; the formulas are on top of this page."""
-    method = spec.method
-    per_step = spec.rollout.prompts_per_step * spec.rollout.group_size
-    demo_steps, reward_steps = method.totals(spec.steps)
-    rollouts = reward_steps * per_step
-    demos = demo_steps * spec.sft.batch_size
+    """The estimates of a resolved spec."""
+    demo_steps, reward_steps = spec.method.totals(spec.steps)
+    rollouts = reward_steps * rollouts_per_step(spec)
     longest_demo = spec.sft.max_tokens or model.context
-    one = _adapter_parameters(model.config, spec.lora.rank, spec.lora.target_modules)
-    adapters = one * len(method.adapters) if one is not None else None
-    sequences = max(per_step if rollouts else 0, spec.sft.batch_size if demos else 0)
+    sampled = rollouts * spec.rollout.max_new_tokens * (1 + spec.rollout.dynamic_sampling)
+    shape = shape_of(model)
+    parts = memory(spec, shape, model.context) if shape else None
+    done = work(spec, shape, model.context) if shape else None
     return Estimates(
         steps=spec.steps,
         rollouts=rollouts,
-        max_tokens=rollouts * spec.rollout.max_new_tokens + demos * longest_demo,
+        max_tokens=sampled + demo_steps * spec.sft.batch_size * longest_demo,
         model_parameters=model.parameters,
-        adapter_parameters=adapters,
-        exported_rank=spec.lora.rank * len(method.policy),
-        memory_bytes=_memory(spec, model, adapters, sequences),
+        adapter_parameters=_adapters(spec, shape) if shape else None,
+        exported_rank=_exported_rank(spec),
+        memory_bytes=parts.total if parts else None,
+        memory=MemoryParts.model_validate(parts) if parts else None,
+        flops=_rounded(done.flops) if done else None,
+        seconds=_seconds(spec, done) if done else None,
     )
 
 
-def _memory(spec: TrainSpec, model: ModelInfo, adapters: int | None, sequences: int) -> int | None:
-    hidden, layers = _number(model.config, "hidden_size"), _number(model.config, _LAYERS)
-    vocabulary = _number(model.config, "vocab_size")
-    if not (model.parameters and adapters and hidden and layers and vocabulary):
-        return None
-    # `auto` is bfloat16 on a GPU, float32 on a CPU; only the worker will know: count the larger.
-    width = 2 if spec.runtime.dtype == "bfloat16" else 4
-    copies = 2 if spec.rollout.merge_weights and "rewards" in spec.method.learns_from else 1
-    length = min(model.context, max(512, 2 * spec.rollout.max_new_tokens))
-    tokens = min(spec.runtime.micro_batch, sequences) * length
-    activations = tokens * (17 * width * hidden * layers + 8 * vocabulary)
-    return model.parameters * width * copies + adapters * 16 + activations
+def _adapters(spec: TrainSpec, shape: Shape) -> int:
+    one = shape.adapter_parameters(spec.lora.rank, spec.lora.target_modules)
+    return one * adapters_trained(spec)
 
 
-_LAYERS = "num_hidden_layers"
+def _exported_rank(spec: TrainSpec) -> int | None:
+    if spec.student.form == "full":
+        return spec.export.svd_rank
+    return spec.lora.rank * len(spec.method.policy)
 
 
-def _adapter_parameters(
-    config: Mapping[str, Any], rank: int, targets: list[str] | str
-) -> int | None:
-    """Weights of one adapter on a Llama-like model (Qwen, Llama, Mistral, SmolLM)."""
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", _LAYERS)
-    hidden, ffn, heads, layers = (_number(config, name) for name in names)
-    if not (hidden and ffn and heads and layers):
-        return None
-    head = _number(config, "head_dim") or hidden // heads
-    queries = heads * head
-    keys = (_number(config, "num_key_value_heads") or heads) * head
-    shapes = {
-        "q_proj": (hidden, queries),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (queries, hidden),
-        "gate_proj": (hidden, ffn),
-        "up_proj": (hidden, ffn),
-        "down_proj": (ffn, hidden),
+def _seconds(spec: TrainSpec, done: Work) -> dict[str, float]:
+    native = spec.rollout.engine == "native"
+    width = {name: 2 if name != "cpu_core" else compute_width(spec) for name in DEVICES}
+    if spec.runtime.dtype == "float32":
+        width = dict.fromkeys(DEVICES, 4)
+    return {
+        name: _rounded(done.seconds(device, width=width[name], launches=native))
+        for name, device in DEVICES.items()
     }
-    chosen = shapes if targets == "all-linear" else {k: shapes[k] for k in targets if k in shapes}
-    return layers * sum(rank * (inputs + outputs) for inputs, outputs in chosen.values())
 
 
-def _number(config: Mapping[str, Any], name: str) -> int | None:
-    value = config.get(name)
-    return value if isinstance(value, int) and value > 0 else None
+def _rounded(value: float) -> float:
+    """To two digits: more would be a lie."""
+    return float(f"{value:.2g}")

@@ -16,6 +16,7 @@ import pytest
 from bridge_engine import catalog, spec_checks
 from bridge_engine.data import registry
 from bridge_engine.errors import DataError, EngineError
+from bridge_engine.known_models import KNOWN
 from bridge_engine.spec import DatasetRef, TrainSpec
 from bridge_engine.spec_errors import FieldError
 
@@ -159,6 +160,36 @@ def test_all_errors_come_at_once() -> None:
     assert [e.param for e in errors] == ["data.prompts.name", "data.eval.name", "model"]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "code"),
+    [
+        ({"device": "cpu"}, "needs_gpu"),
+        ({"device": "cuda", "dtype": "float32"}, "needs_bfloat16"),
+        ({"device": "cuda"}, None),
+        ({}, None),  # the worker may have a GPU
+    ],
+)
+def test_flash_attention_needs_a_gpu_and_sixteen_bits(
+    runtime: dict[str, Any], code: str | None
+) -> None:
+    flash = {**runtime, "attention": "flash_attention_2"}
+    found = spec_checks.check_spec(spec(runtime=flash))
+    assert [(e.param, e.code) for e in found] == ([("runtime.attention", code)] if code else [])
+    assert spec_checks.check_spec(spec(runtime=runtime)) == []
+
+
+def test_an_extracted_adapter_has_no_rank_above_the_models_width(places: Path) -> None:
+    config = places / "models" / "small" / "config.json"
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps({**known, "hidden_size": 48}))
+    error = only_error(student="full", export={"svd_rank": 49})
+    assert (error.param, error.code, error.given) == ("export.svd_rank", "rank_too_large", 49)
+    assert "48 wide" in error.message
+    assert spec_checks.check_spec(spec(student="full", export={"svd_rank": 48})) == []
+    config.write_text(json.dumps(known))  # a width nobody tells refuses nothing
+    assert spec_checks.check_spec(spec(student="full", export={"svd_rank": 512})) == []
+
+
 # ------------------------------------------------------------------- models
 
 
@@ -216,6 +247,53 @@ def test_a_hub_model_in_the_local_cache_needs_no_network(places: Path) -> None:
         timeout=60,
     )  # fmt: skip
     assert "source='hub', context=99" in done.stdout
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_papers_models_are_known_without_network_and_add_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    info = catalog.resolve_model(name)
+    assert info.context == KNOWN[name].config["max_position_embeddings"] >= 32_768
+    with torch.device("meta"):  # transformers' own idea of the architecture; no memory is taken
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**info.config))
+    assert info.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_known_base_model_without_chat_template_is_not_asked_to_chat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    chat = {"template": {"kind": "chat"}}
+    error = only_error(model="meta-llama/Llama-3.2-3B", **chat)
+    assert (error.param, error.code) == ("template.kind", "no_chat_template")
+    assert spec_checks.check_spec(spec(model="Qwen/Qwen2.5-3B", **chat)) == []
+
+
+def test_a_known_model_whose_weights_are_half_here_still_has_all_its_parameters(
+    places: Path,
+) -> None:
+    name = "Qwen/Qwen2.5-3B"
+    folder = places / "hf" / "hub" / "models--Qwen--Qwen2.5-3B"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"max_position_embeddings": 99}')
+    done = subprocess.run(
+        [sys.executable, "-c",
+         f"from bridge_engine.catalog import resolve_model; print(resolve_model({name!r}))"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert "context=99, parameters=3085938688" in done.stdout
 
 
 @pytest.mark.parametrize("config", ["{", "{}", '{"max_position_embeddings": "long"}'])

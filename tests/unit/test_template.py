@@ -1,5 +1,7 @@
 """A problem becomes the tokens that were meant, each special token once."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -7,7 +9,13 @@ from bridge_engine.catalog import resolve_model
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
 from bridge_engine.spec import TemplateSpec
-from bridge_engine.template import demonstration, prompt_tokens, resolve_template
+from bridge_engine.template import (
+    answer_ending,
+    demonstration,
+    end_tokens,
+    prompt_tokens,
+    resolve_template,
+)
 
 EXAMPLE = Example("e", "1+2?", "3", solution="1+2=3#3")
 CHAT = (
@@ -74,3 +82,56 @@ def test_auto_is_chat_only_where_there_is_a_template(tokenizer, with_bos):
     assert resolve_template(TemplateSpec(), with_bos).kind == "chat"
     with pytest.raises(EngineError, match="no chat template"):
         resolve_template(TemplateSpec(kind="chat"), tokenizer)
+
+
+ANSWERS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}AFTER{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("after", "ending"),
+    [
+        ("{{ eos_token }}", [51]),
+        ("{{ eos_token + '\\n' }}", [51]),
+        ("{{ ' ' + eos_token }}", [42, 51]),  # as Llama 2 has it
+        ("\n", []),
+        ("", []),
+    ],
+)
+def test_the_ending_of_an_answer_is_read_off_the_template(with_bos, after, ending):
+    with_bos.chat_template = ANSWERS.replace("AFTER", after)
+    assert answer_ending(with_bos) == ending
+    demo = demonstration(EXAMPLE, TemplateSpec(kind="chat"), with_bos, 50)
+    assert demo.completion[-len(ending or [50]) :] == (ending or [50])
+
+
+def test_a_template_that_says_nothing_of_answers_ends_them_with_the_end_of_text(with_bos):
+    for template in (
+        "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}",
+        "{{ messages[0].content }}",  # drops the answer
+    ):
+        with_bos.chat_template = template
+        assert answer_ending(with_bos) == []
+    with_bos.chat_template = None
+    assert answer_ending(with_bos) == []
+
+
+def test_a_completion_ends_at_every_token_that_anyone_names_and_each_is_named_once(with_bos):
+    def ends(configured):
+        config = SimpleNamespace(eos_token_id=configured)
+        return end_tokens(SimpleNamespace(generation_config=config), with_bos)
+
+    with_bos.chat_template = ANSWERS.replace("AFTER", "<s>")  # any special token will do
+    assert ends(None) == [51, 50]
+    assert ends(51) == [51, 50]
+    assert ends([7, 51, 50]) == [51, 7, 50]
+    with_bos.eos_token = None
+    assert ends(None) == [50]
+    with_bos.chat_template = None
+    with pytest.raises(EngineError, match="no end-of-sequence token"):
+        ends(None)
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(with_bos):
+    with_bos.chat_template = "{{ strftime_now('%Y') }}{{ messages[0].content }}"
+    ids = prompt_tokens("?", TemplateSpec(kind="chat"), with_bos)
+    assert "".join(with_bos.convert_ids_to_tokens(ids)) == "2024?"
