@@ -55,11 +55,18 @@ class LoraLinear(nn.Module):
         return (b @ a) * self.scale
 
     @torch.no_grad()
-    def merge(self, names: Sequence[str]) -> None:
-        """Computes W + ΔW beside W, in the dtype of W: exact to rounding in float32, to about
-        three digits in bfloat16."""
+    def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
+        """Computes W + ΔW beside W, in the dtype of W or another: exact to rounding in float32, to
+        about three digits in bfloat16."""
+        self.merged = self.merged_weight(names).to(dtype or self.base.weight.dtype)
+
+    def merged_weight(self, names: Sequence[str]) -> Tensor:
+        """W + ΔW, float32 at least."""
+        weight = self.base.weight
+        if not names:
+            return weight.to(torch.promote_types(weight.dtype, torch.float32))
         delta = self.delta(names)
-        self.merged = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
+        return weight.to(delta.dtype) + delta
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:
@@ -91,6 +98,43 @@ class AdaptedModel:
                 param="lora.target_modules",
             )
 
+    @classmethod
+    def twin(cls, original: AdaptedModel, model: nn.Module) -> AdaptedModel:
+        """A deep copy of an adapted model's module as one itself: base weights of its own, and the
+        very adapters of the original, those that are still to come included."""
+        made = cls.__new__(cls)
+        made.model, made.lora, made.names = model, original.lora, original.names
+        made.layers = {}
+        for path, layer in original.layers.items():
+            copied = model.get_submodule(path)
+            assert isinstance(copied, LoraLinear)
+            copied.A, copied.B = layer.A, layer.B
+            made.layers[path] = copied
+        return made
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """The base's own weights, in the model's order; adapters are none of them."""
+        return [p for path, p in self.model.named_parameters() if not _is_adapter(path)]
+
+    @property
+    def base_device(self) -> torch.device:
+        """Where the base's weights are."""
+        return self.base_parameters()[0].device
+
+    def move_base(self, device: torch.device) -> None:
+        """Moves the base's weights and their gradients; adapters stay where they are."""
+        for parameter in self.base_parameters():
+            parameter.data = parameter.data.to(device)
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.to(device)
+        for buffer in self.model.buffers():
+            buffer.data = buffer.data.to(device)
+
+    def cast_base(self, dtype: torch.dtype) -> None:
+        """Keeps the base's weights in another dtype."""
+        for parameter in self.base_parameters():
+            parameter.data = parameter.data.to(dtype)
+
     def add(self, name: str, seed: int) -> None:
         """A new adapter in every layer, drawn from (seed, name)."""
         rng = generator(seed, f"init/{name}")
@@ -109,20 +153,29 @@ class AdaptedModel:
         return [p for layer in self.layers.values() for p in (layer.A[name], layer.B[name])]
 
     @contextmanager
-    def using(self, *names: str, merged: bool = False) -> Iterator[None]:
+    def using(
+        self, *names: str, merged: bool = False, dtype: torch.dtype | None = None
+    ) -> Iterator[None]:
         """Within: the forward pass is that of the base with these adapters (none: the bare base).
 
-        `merged` computes W + ΔW once per layer and runs on that: no gradients, no extra kernels.
+        `merged` computes W + ΔW once per layer, in `dtype` if one is given, and runs on that: no
+        gradients, no extra kernels.
         """
         try:
             for layer in self.layers.values():
                 layer.active = names
-                if merged and names:
-                    layer.merge(names)
+                if merged and (names or dtype is not None):
+                    layer.merge(names, dtype)
             yield
         finally:
             for layer in self.layers.values():
                 layer.active, layer.merged = (), None
+
+
+def _is_adapter(path: str) -> bool:
+    """Does a parameter's path end in `A.<name>` or `B.<name>` of a LoraLinear?"""
+    parts = path.split(".")
+    return len(parts) > 1 and parts[-2] in ("A", "B")
 
 
 def _target_layers(model: nn.Module, targets: list[str] | str) -> list[tuple[str, nn.Linear]]:

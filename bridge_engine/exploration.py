@@ -154,7 +154,7 @@ class Explorer:
         chosen = self.spec.method.policy if names is None else names
         with self.policy.using(*chosen, merged=self.spec.rollout.merge_weights):
             completions = sample(
-                self.policy.model,
+                self.policy.module,
                 prompts,
                 params,
                 eos_ids=self.policy.eos_ids,

@@ -39,3 +39,12 @@ def resolve_device(runtime: RuntimeSpec) -> torch.device:
     if runtime.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(runtime.device)
+
+
+def resolve_dtype(runtime: RuntimeSpec, device: torch.device) -> torch.dtype:
+    """The dtype the spec asks for; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+    }[runtime.dtype]

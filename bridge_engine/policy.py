@@ -1,21 +1,27 @@
-"""The policy: a frozen base model, its tokenizer, and the adapters that are trained on it."""
+"""The policy: a base model, its tokenizer, and the parameter sets that are trained on it.
+
+Two forms of the student. `lora`: student, teacher and shadow are adapters over one frozen base.
+`full`: the student is the base's own weights, the shadow a second copy of the model whose layers
+hold the same teacher; then `policy.module` is another module within `using("shadow", …)`.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridge_engine.adapters import AdaptedModel
-from bridge_engine.loading import load_pretrained, resolve_device
+from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
 from bridge_engine.logits import check
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.models import materialize_model
 from bridge_engine.sequences import Padded
-from bridge_engine.spec import LoraSpec, RuntimeSpec
+from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
 from bridge_engine.template import end_tokens
 
 SMALL_MODEL = 20_000_000
@@ -23,48 +29,139 @@ SMALL_MODEL = 20_000_000
 
 
 class Policy:
-    """Base model + named adapters; log-probabilities of completions under any subset of them."""
+    """Base model + parameter sets; log-probabilities of completions under any subset of them."""
 
-    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        lora: LoraSpec,
+        student: StudentSpec | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`compute_dtype`: what a full student, whose weights are float32, computes in."""
         check(model)
         self.model = model
         self.tokenizer = tokenizer
+        self.student = student or StudentSpec()
         self.adapters = AdaptedModel(model, lora)
         self.device: torch.device = next(model.parameters()).device
+        self.compute_dtype = compute_dtype
         self.eos_ids = end_tokens(model, tokenizer)
         pad_id = tokenizer.pad_token_id
         self.pad_id: int = pad_id if pad_id is not None else self.eos_ids[0]
+        self.copies: dict[str, AdaptedModel] = {}
+        """Of a full student: the shadow's model, and the initial one where the KL term needs it."""
+        self.module: Any = model
+        """What a forward pass runs through; another one while a copy is in use."""
 
     @classmethod
-    def load(cls, name: str, lora: LoraSpec, runtime: RuntimeSpec) -> Policy:
+    def load(
+        cls, name: str, lora: LoraSpec, runtime: RuntimeSpec, student: StudentSpec | None = None
+    ) -> Policy:
         """Loads the base model by its name, on the device and in the dtype the spec asks for."""
         device = resolve_device(runtime)
-        dtype = {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
-        }[runtime.dtype]
-        folder = materialize_model(name)
-        return cls(*load_pretrained(folder, dtype, device), lora)
+        dtype = resolve_dtype(runtime, device)
+        full = student is not None and student.form == "full"
+        weights = torch.float32 if full else dtype
+        model, tokenizer = load_pretrained(materialize_model(name), weights, device)
+        compute_dtype = dtype if full and dtype != torch.float32 else None
+        return cls(model, tokenizer, lora, student, compute_dtype)
 
     @property
     def context(self) -> int:
         """Longest sequence the base model was made for, in tokens."""
         return int(self.model.config.max_position_embeddings)
 
-    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+    # ------------------------------------------------------------------ parameter sets
+
+    @property
+    def full(self) -> bool:
+        """Is the student the base's own weights?"""
+        return self.student.form == "full"
+
+    def add(self, name: str, seed: int) -> None:
+        """A new parameter set: an adapter drawn from (seed, name), or of a full student the base's
+        weights. `shadow` is a copy of the student as it is, which must be there."""
+        if not self.full or name == "teacher":
+            self.adapters.add(name, seed)
+            if name == "shadow":
+                self.adapters.copy("student", "shadow")
+        elif name == "student":
+            for parameter in self.adapters.base_parameters():
+                parameter.requires_grad_(True)
+        elif name == "shadow":
+            twin = self._copy()
+            if self.student.shadow_dtype == "bfloat16":
+                twin.cast_base(torch.bfloat16)
+            for parameter in twin.base_parameters():
+                parameter.requires_grad_(True)
+            if self.student.shadow_offload:
+                twin.move_base(torch.device("cpu"))
+
+    def keep_initial(self) -> None:
+        """Remembers the weights as they are now, as the reference of the KL term."""
+        if self.full:
+            for parameter in self._copy("initial").base_parameters():
+                parameter.requires_grad_(False)
+
+    def _copy(self, name: str = "shadow") -> AdaptedModel:
+        """A second model with the weights of the first, which shares its adapters."""
+        made = self.copies[name] = AdaptedModel.twin(self.adapters, copy.deepcopy(self.model))
+        return made
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
         """The tensors of a parameter set, in a fixed order."""
+        if self.full and name == "student":
+            return self.adapters.base_parameters()
+        if self.full and name == "shadow":
+            return self.copies["shadow"].base_parameters()
         return self.adapters.parameters(name)
+
+    # ------------------------------------------------------------------ use
 
     @contextmanager
     def using(self, *names: str, merged: bool = False) -> Iterator[None]:
-        """Within: the forward pass is that of the base with these adapters."""
-        with self.adapters.using(*names, merged=merged):
+        """Within: the forward pass is that of the base with these parameter sets.
+
+        No names: the initial model. A backward pass of what is computed here belongs here too.
+        """
+        before = self.module
+        lora = tuple(n for n in names if not self.full or n == "teacher")
+        chosen = self._adapted(names)
+        try:
+            self.module = chosen.model
+            with ExitStack() as stack:
+                stack.enter_context(self.on_device(*names))
+                stack.enter_context(chosen.using(*lora, merged=merged, dtype=self.compute_dtype))
+                if self.compute_dtype is not None:
+                    stack.enter_context(torch.autocast(self.device.type, self.compute_dtype))
+                yield
+        finally:
+            self.module = before
+
+    def _adapted(self, names: tuple[str, ...]) -> AdaptedModel:
+        if not self.full or "student" in names:
+            return self.adapters
+        return self.copies["shadow" if "shadow" in names else "initial"]
+
+    @contextmanager
+    def on_device(self, *names: str) -> Iterator[None]:
+        """Within: an offloaded shadow, if it is among these, is on the device. Around several
+        `using` it spares moving it for each."""
+        shadow = self.copies.get("shadow") if "shadow" in names else None
+        if shadow is None or shadow.base_device == self.device:
             yield
+            return
+        shadow.move_base(self.device)
+        try:
+            yield
+        finally:
+            shadow.move_base(torch.device("cpu"))
 
     def logprobs(self, batch: Padded) -> tuple[Tensor, Tensor]:
-        """(logprobs_BT, entropy_BT) of the completion tokens under the adapters in use; padding 0.
+        """(logprobs_BT, entropy_BT) of the completion tokens under the sets in use; padding 0.
 
         entropy carries no gradient.
         """
-        return completion_logprobs(self.model, batch)
+        return completion_logprobs(self.module, batch)

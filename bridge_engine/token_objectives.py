@@ -60,10 +60,11 @@ class TokenObjectives:
         names = (theta, "teacher") if self.has_teacher else (theta,)
         metrics: Metrics = {}
         tokens = 0
-        if imitation.weight:
-            self._imitate(imitation, names, metrics)
-        if exploration.weight:
-            tokens = self._explore(exploration, names, metrics)
+        with self.policy.on_device(*names):
+            if imitation.weight:
+                self._imitate(imitation, names, metrics)
+            if exploration.weight:
+                tokens = self._explore(exploration, names, metrics)
         found = {name: Vector(_take_ascent(self.policy.parameters(name))) for name in names}
         _refuse_non_finite(metrics, found)
         return Gradient(

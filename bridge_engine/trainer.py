@@ -48,12 +48,12 @@ class Trainer:
         self._warned: dict[str, int] = {}
         self.method = make_method(spec.method)
 
-        self.policy = Policy.load(spec.model, spec.lora, spec.runtime)
+        self.policy = Policy.load(spec.model, spec.lora, spec.runtime, spec.student)
         template = resolve_template(spec.template, self.policy.tokenizer)
         for name in self.method.options.adapters:
-            self.policy.adapters.add(name, spec.seed)
-        if "shadow" in self.method.options.adapters:
-            self.policy.adapters.copy("student", "shadow")
+            self.policy.add(name, spec.seed)
+        if spec.rl.kl_coef > 0:
+            self.policy.keep_initial()
         self.sets = self._parameter_sets()
         self.data = TrainingData(spec, self.policy, template, self._warn)
         self.verifier = Verifier(timeout_s=spec.rl.verifier_timeout)

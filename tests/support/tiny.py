@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.policy import Policy
 from bridge_engine.sequences import TokenSequence
-from bridge_engine.spec import LoraSpec, TrainSpec
+from bridge_engine.spec import LoraSpec, StudentSpec, TrainSpec
 
 VOCABULARY = 23
 EOS, PAD = 1, 0
@@ -49,6 +49,22 @@ def random_policy(*names, dtype=torch.float64, seed=0, rank=3, trained=True):
                 for parameter in policy.adapters.parameters(name):
                     noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
                     parameter.add_(0.1 * noise.to(dtype))
+    return policy
+
+
+def full_policy(*names, dtype=torch.float64, seed=0, rank=3, student=None, device=None, **more):
+    """A policy whose student is the base's own weights, with a teacher that does something."""
+    tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD, chat_template=None)
+    model = random_model(dtype, seed).to(device or "cpu")
+    student = student or StudentSpec(form="full")
+    policy = Policy(model, tokenizer, LoraSpec(rank=rank, alpha=6.0), student, **more)
+    for name in names:
+        policy.add(name, seed)
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in policy.parameters("teacher") if "teacher" in names else ():
+            noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+            parameter.data = (parameter.data + 0.1 * noise.to(parameter.device)).to(dtype)
     return policy
 
 
