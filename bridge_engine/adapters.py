@@ -114,7 +114,11 @@ class AdaptedModel:
 
     def base_parameters(self) -> list[nn.Parameter]:
         """The base's own weights, in the model's order; adapters are none of them."""
-        return [p for path, p in self.model.named_parameters() if not _is_adapter(path)]
+        return [parameter for _, parameter in self.base_named_parameters()]
+
+    def base_named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The same with their paths in the adapted model."""
+        return [(n, p) for n, p in self.model.named_parameters() if not _is_adapter(n)]
 
     @property
     def base_device(self) -> torch.device:

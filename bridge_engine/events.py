@@ -72,11 +72,20 @@ class Checkpoint(_Event):
     step: int
     path: str
     """Resumable state."""
-    adapter: str
-    """Exported PEFT adapter."""
-    sha256: str
+    adapter: str | None = None
+    """The policy as a PEFT adapter; None: a full student without `export.svd_rank`."""
+    sha256: str | None = None
     """Of the adapter's weights file."""
-    rank: int
+    rank: int | None = None
+    relative_error: float | None = None
+    """Of an adapter that was cut out of a full student; None: it is exact."""
+    student: str | None = None
+    """The student alone as a PEFT adapter, for methods with a teacher."""
+    student_sha256: str | None = None
+    student_rank: int | None = None
+    student_accuracy: float | None = None
+    merged: str | None = None
+    """The policy as a whole model; at the last and at the best step, where there is one."""
     accuracy: float | None = None
     """Held-out accuracy at this step, where it was measured."""
     best: bool = False

@@ -127,7 +127,7 @@ class Policy:
         No names: the initial model. A backward pass of what is computed here belongs here too.
         """
         before = self.module
-        lora = tuple(n for n in names if not self.full or n == "teacher")
+        lora = self.adapter_names(names)
         chosen = self._adapted(names)
         try:
             self.module = chosen.model
@@ -139,6 +139,10 @@ class Policy:
                 yield
         finally:
             self.module = before
+
+    def adapter_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these sets that are adapters."""
+        return tuple(n for n in names if not self.full or n == "teacher")
 
     def _adapted(self, names: tuple[str, ...]) -> AdaptedModel:
         if not self.full or "student" in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,10 +22,11 @@ from bridge_engine.checkpoint import (
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluate import Score
 from bridge_engine.events import Checkpoint
-from bridge_engine.export import AdapterCard, export_adapter, exported_rank
+from bridge_engine.export import AdapterCard, write_exports
 from bridge_engine.methods import Method
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
+from bridge_engine.ranks import World
 from bridge_engine.spec import TemplateSpec, TrainSpec
 
 
@@ -55,6 +57,12 @@ class Progress:
     def accuracy(self) -> float | None:
         """Held-out accuracy of the current step, if it was measured."""
         return self.after[0] if self.after and self.measured_at == self.step else None
+
+    @property
+    def student_accuracy(self) -> float | None:
+        """That of the student without its teacher, if it was measured at the current step."""
+        alone = self.student_alone
+        return alone[0] if alone and self.measured_at == self.step else None
 
     def measured(self, score: Score) -> None:
         """Takes in a measurement made at the current step."""
@@ -107,14 +115,21 @@ class RunState:
         method: Method[Any],
         sets: Mapping[str, ParameterSet],
         template: TemplateSpec,
+        data_sha256: Mapping[str, str] | None = None,
+        world: World | None = None,
     ) -> None:
+        """`data_sha256`: of each set of problems, by its role (`TrainingData.hashes`)."""
+        self.root = directory
         self.checkpoints = directory / "checkpoints"
         self.exports = directory / "adapters"
+        self.models = directory / "models"
         self.spec = spec
         self.policy = policy
         self.method = method
         self.sets = sets
         self.template = template
+        self.data_sha256 = dict(data_sha256 or {})
+        self.world = world or World()
 
     def save(self, progress: Progress) -> Checkpoint:
         """Publishes the exported adapter and the resumable state of the current step, in this
@@ -130,52 +145,65 @@ class RunState:
                 save_tensors(temporary / f"{name}.safetensors", state)
             document = {
                 "spec": self._spec_document(),
+                "data_sha256": self.data_sha256,
                 "progress": asdict(progress),
                 "method": self.method.state(),
             }
             (temporary / "state.json").write_text(json.dumps(document, indent=1))
 
-        adapter = self.exports / step_folder(progress.step)
-        names = self.method.options.policy
-        rank = exported_rank(self.policy.adapters, names)
         card = AdapterCard(
             base_model=self.spec.model,
             method=self.spec.method.name,
             step=progress.step,
-            rank=rank,
+            rank=0,
             template=self.template.model_dump(),
             max_new_tokens=self.spec.rollout.max_new_tokens,
             accuracy=progress.accuracy,
         )
-        sha256 = export_adapter(self.policy.adapters, names, adapter, card)
+        best = progress.accuracy is not None and progress.best_step == progress.step
+        exports = write_exports(
+            self.policy,
+            self.spec,
+            self.root,
+            card,
+            student_accuracy=progress.student_accuracy,
+            whole_model=best or progress.step == self.spec.steps,
+        )
         publish(folder, write, expected_bytes=size)
         prune(self.checkpoints, self.spec.checkpoint.keep)
-        root = self.checkpoints.parent
         return Checkpoint(
             step=progress.step,
-            path=str(folder.relative_to(root)),
-            adapter=str(adapter.relative_to(root)),
-            sha256=sha256,
-            rank=rank,
+            path=str(folder.relative_to(self.root)),
             accuracy=progress.accuracy,
-            best=progress.accuracy is not None and progress.best_step == progress.step,
+            best=best,
+            student_accuracy=progress.student_accuracy,
+            **asdict(exports),
         )
 
     def resume(self) -> tuple[Progress | None, list[Path]]:
-        """(progress of the newest whole checkpoint, parameters restored; damaged newer ones)."""
-        for parent in (self.checkpoints, self.exports):
-            sweep(parent)
-        folder, torn = newest_whole(self.checkpoints)
-        for damaged in torn:
-            set_aside(damaged)
+        """(progress of the newest whole checkpoint, parameters restored; damaged newer ones).
+
+        Every rank reads the folder that rank 0 found whole.
+        """
+        folder, torn = self.world.first(self._newest)
         if folder is None:
             return None, torn
         document = json.loads((folder / "state.json").read_text())
         self._refuse_other_spec(document["spec"])
+        self._refuse_other_data(document.get("data_sha256", {}))
         for name, parameters in self.sets.items():
             parameters.load(load_tensors(folder / f"{name}.safetensors"))
         self.method.load(document.get("method", {}))
         return Progress(**document["progress"]), torn
+
+    def _newest(self) -> tuple[Path | None, list[Path]]:
+        """The same of the folders alone; what crashes left behind is cleared away."""
+        for parent in (self.checkpoints, self.exports, self.models):
+            sweep(parent)
+        folder, torn = newest_whole(self.checkpoints)
+        for damaged in torn:
+            set_aside(damaged)
+        return folder, torn
 
     def _spec_document(self) -> dict[str, Any]:
         return _document(self.spec)
@@ -193,6 +221,25 @@ class RunState:
                 code="spec_changed",
                 param=differing[0],
             )
+
+    def _refuse_other_data(self, saved: dict[str, str]) -> None:
+        now = self.data_sha256
+        differing = sorted(role for role in saved if role in now and saved[role] != now[role])
+        if differing:
+            shown = "; ".join(f"data.{r}: {saved[r][:12]} → {now[r][:12]}" for r in differing)
+            raise EngineError(
+                "the run directory holds checkpoints of the same spec with other data: the rows "
+                "of a set are not what they were. Put the old ones back, or use another directory. "
+                f"SHA-256 {shown}",
+                code="data_changed",
+                param=f"data.{differing[0]}",
+            )
+
+
+def spec_sha256(spec: TrainSpec) -> str:
+    """SHA-256 of a resolved spec's canonical JSON: what is trained, whatever it is called."""
+    canonical = json.dumps(_document(spec), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _document(spec: TrainSpec) -> dict[str, Any]:

@@ -140,10 +140,10 @@ class Checkpoint(Answer):
     step: int
     path: str
     """Resumable state, relative to the run directory; old ones are deleted as new ones come."""
-    adapter: str
-    """The adapter's name, JOB@STEP."""
+    adapter: str | None
+    """The adapter's name, JOB@STEP; null for a full student that exports none."""
     sha256: str
-    """Of the adapter's weights."""
+    """Of the adapter's weights; empty where there is none."""
     rank: int
     accuracy: float | None
     """Held-out accuracy in 0…1, where it was measured."""
@@ -153,8 +153,9 @@ class Checkpoint(Answer):
 
     @classmethod
     def of(cls, row: CheckpointRow) -> Checkpoint:
-        same = {name: getattr(row, name) for name in cls.model_fields if name != "adapter"}
-        return cls.model_validate({**same, "adapter": f"{row.job_id}@{row.step}"})
+        same = {field: getattr(row, field) for field in cls.model_fields if field != "adapter"}
+        name = f"{row.job_id}@{row.step}" if row.adapter else None
+        return cls.model_validate({**same, "adapter": name})
 
 
 class CheckpointList(Answer):

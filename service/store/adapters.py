@@ -12,6 +12,9 @@ from service.store.database import Database, clean
 from service.store.errors import NotFound
 from service.store.models import AdapterRow, JobRow
 
+STUDENT = "-student"
+"""Ends the name of the student without its teacher: `JOB@20-student`, `JOB@best-student`."""
+
 AdapterStatus = Literal["registered", "ready", "failed"]
 _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 """Steps as they are written; Python would refuse to read one of thousands of digits."""
@@ -30,13 +33,19 @@ class Adapters(Database):
         query = select(AdapterRow)
         if job_id is not None:
             query = query.where(AdapterRow.job_id == job_id)
-        query = query.order_by(AdapterRow.job_id.desc(), AdapterRow.step.desc()).limit(limit + 1)
+        order = (AdapterRow.job_id.desc(), AdapterRow.step.desc(), AdapterRow.name)
+        query = query.order_by(*order).limit(limit + 1)
         with self.read() as session:
             if after is not None:
                 last = _named(session, after)
                 query = query.where(
                     (AdapterRow.job_id < last.job_id)
                     | ((AdapterRow.job_id == last.job_id) & (AdapterRow.step < last.step))
+                    | (
+                        (AdapterRow.job_id == last.job_id)
+                        & (AdapterRow.step == last.step)
+                        & (AdapterRow.name > last.name)
+                    )
                 )
             rows = session.scalars(query).all()
         return list(rows[:limit]), len(rows) > limit
@@ -44,7 +53,8 @@ class Adapters(Database):
     def adapter(self, name: str) -> AdapterRow:
         """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest` or `JOB` means.
 
-        `JOB` is the best one where accuracy was measured, else the newest. Raises NotFound with a
+        `JOB` is the best one where accuracy was measured, else the newest. What follows the @ may
+        end in `-student`, for the student without its teacher. Raises NotFound with a
         sentence that says what is missing: the job, any adapter of it, or this one.
         """
         with self.read() as session:
@@ -65,18 +75,21 @@ def _named(session: Session, name: str) -> AdapterRow:
     job = session.get(JobRow, job_id)
     if job is None:
         raise NotFound("adapter", name, f"there is no adapter {name!r}: no job {job_id!r}")
-    step = _step(job, which, name)
+    suffix = STUDENT if which.endswith(STUDENT) else ""
+    step = _step(job, which.removesuffix(STUDENT), name)
     if step is None:
         raise NotFound(
             "adapter", name, f"job {job_id} ({job.status}) has no adapter yet: none was saved"
         )
-    adapter = session.get(AdapterRow, f"{job_id}@{step}")
+    adapter = session.get(AdapterRow, f"{job_id}@{step}{suffix}")
     if adapter is None:
-        steps = session.scalars(
-            select(AdapterRow.step).where(AdapterRow.job_id == job_id).order_by(AdapterRow.step)
+        rows = session.scalars(
+            select(AdapterRow.name)
+            .where(AdapterRow.job_id == job_id)
+            .order_by(AdapterRow.step, AdapterRow.name)
         ).all()
-        known = ", ".join(map(str, steps)) or "none"
-        raise NotFound("adapter", name, f"there is no adapter {name!r}; steps saved: {known}")
+        known = ", ".join(row.partition("@")[2] for row in rows) or "none"
+        raise NotFound("adapter", name, f"there is no adapter {name!r}; saved: {known}")
     return adapter
 
 

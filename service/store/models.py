@@ -129,8 +129,16 @@ class JobRow(Row):
     @property
     def adapter(self) -> str | None:
         """Name of the adapter to use: the best measured one, else the newest, else None."""
+        if not self._exports_adapters:
+            return None
         step = self.best_step if self.best_step is not None else self.checkpoint_step
         return None if step is None else f"{self.id}@{step}"
+
+    @property
+    def _exports_adapters(self) -> bool:
+        """A full student has an adapter only where the spec asks for one."""
+        full = self.spec.get("student", {}).get("form") == "full"
+        return not full or self.spec.get("export", {}).get("svd_rank") is not None
 
     @property
     def ended(self) -> bool:
@@ -225,7 +233,7 @@ class CheckpointRow(Row):
     path: Mapped[str] = mapped_column(Text)
     """Resumable state, relative to the run directory. Old ones may have been deleted."""
     adapter: Mapped[str] = mapped_column(Text)
-    """Exported adapter, relative to the run directory."""
+    """Exported adapter, relative to the run directory; empty for a full student without one."""
     sha256: Mapped[str] = mapped_column(String)
     rank: Mapped[int]
     accuracy: Mapped[float | None] = mapped_column(Double)

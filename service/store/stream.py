@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from bridge_engine import events as ev
+from service.store.adapters import STUDENT
 from service.store.database import Database, clean, upsert
 from service.store.leases import owned
 from service.store.models import (
@@ -117,26 +118,44 @@ class _Projection:
         if job.checkpoint_step is None or event.step > job.checkpoint_step:
             job.lost_attempts = 0  # it gets somewhere, however often it breaks down
             job.checkpoint_step = event.step
-        common = {
-            "job_id": job.id,
-            "step": event.step,
-            "sha256": event.sha256,
-            "rank": event.rank,
+        common = {"job_id": job.id, "step": event.step, "created_at": now}
+        checkpoint = {
+            **common,
+            "path": event.path,
+            "adapter": event.adapter or "",
+            "sha256": event.sha256 or "",
+            "rank": event.rank or 0,
             "accuracy": clean(event.accuracy),
-            "created_at": now,
+            "best": False,
         }
-        checkpoint = {**common, "path": event.path, "adapter": event.adapter, "best": False}
         upsert(self._session, CheckpointRow, [checkpoint])
         adapter = {
             **common,
-            "name": f"{job.id}@{event.step}",
-            "path": event.adapter,
             "base_model": job.model,
             "template": job.spec.get("template", {}),
             "status": "registered",
             "error": None,
         }
-        upsert(self._session, AdapterRow, [adapter])
+        name = f"{job.id}@{event.step}"
+        policy = {
+            **adapter,
+            "name": name,
+            "path": event.adapter,
+            "sha256": event.sha256,
+            "rank": event.rank,
+            "accuracy": clean(event.accuracy),
+        }
+        student = {
+            **adapter,
+            "name": name + STUDENT,
+            "path": event.student,
+            "sha256": event.student_sha256,
+            "rank": event.student_rank,
+            "accuracy": clean(event.student_accuracy),
+        }
+        rows = [row for row in (policy, student) if row["path"] is not None]
+        if rows:
+            upsert(self._session, AdapterRow, rows)
         self._find_best()
 
     def _resume(self, event: ev.Resume) -> None:

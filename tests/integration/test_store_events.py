@@ -122,7 +122,7 @@ def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None
     assert store.adapter(job_id).step == 4, "the newest where nothing was measured"
     with pytest.raises(NotFound, match="no accuracy was measured"):
         store.adapter(f"{job_id}@best")
-    with pytest.raises(NotFound, match="steps saved: 4"):
+    with pytest.raises(NotFound, match="saved: 4"):
         store.adapter(f"{job_id}@5")
     with pytest.raises(NotFound, match="stands a step"):
         store.adapter(f"{job_id}@newest")

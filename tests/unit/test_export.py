@@ -1,15 +1,21 @@
 """The exported adapter is the trained policy, for PEFT as for us."""
 
+import copy
 import json
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.events import EventReader
+from bridge_engine.export import AdapterCard, export_adapter, svd
+from bridge_engine.export.merged import export_merged, merged_weights
 from bridge_engine.methods.bridge import BridgeOptions
-from tests.support.tiny import random_model, random_policy
+from bridge_engine.models import materialize_model
+from tests.support.tiny import full_policy, random_model, random_policy
+from tests.support.training import make_trainer
 
 
 def card(rank):
@@ -60,3 +66,154 @@ def test_the_export_says_what_it_is(tmp_path):
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["adapter_model.safetensors"] == sha
     assert json.loads((tmp_path / "a" / "bridge.json").read_text())["step"] == 7
+
+
+# --------------------------------------------------------------------------- whole models
+
+
+def logprobs_of(model, tokens):
+    with torch.no_grad():
+        return model(tokens).logits.float().log_softmax(-1)
+
+
+TOKENS = torch.randint(2, 23, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["lora", "full"])
+@pytest.mark.parametrize("names", [("student",), ("student", "teacher")])
+def test_transformers_loads_the_merged_model_and_gives_the_policys_logprobs(
+    names, form, dtype, tmp_path
+):
+    make = random_policy if form == "lora" else full_policy
+    policy = make("student", "teacher", dtype=torch.float32)
+    if form == "full":
+        moved(policy)
+    policy.tokenizer = SavesNothing()
+    export_merged(policy, names, tmp_path / "model", card(0), dtype)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert theirs.dtype == dtype
+    with policy.using(*names):
+        expected = logprobs_of(policy.model, TOKENS)
+    error = (logprobs_of(theirs, TOKENS) - expected).abs()
+    trained = (logprobs_of(random_model(torch.float32), TOKENS) - expected).abs()
+    if dtype == torch.float32:
+        assert error.max() < 1e-4 < 0.4 < trained.max()
+    else:  # this model's logits spread over ±20, and bfloat16 keeps three digits of them
+        assert error.mean() < 0.15 < trained.mean()
+    files = {p.name for p in (tmp_path / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "bridge.json", "manifest.json"} <= files
+
+
+class SavesNothing:
+    """Stands where the tokenizer stands; the tiny model has none."""
+
+    def save_pretrained(self, folder):
+        pass
+
+
+def moved(policy, by=0.05, only_linear=False):
+    """Moves a full student's weights as training would, from its initial ones."""
+    rng = torch.Generator().manual_seed(7)
+    linear = {f"{path}.base.weight" for path in policy.adapters.layers}
+    with torch.no_grad():
+        for name, parameter in policy.adapters.base_named_parameters():
+            if not only_linear or name in linear:
+                parameter.add_(by * torch.randn(parameter.shape, generator=rng))
+
+
+# --------------------------------------------------------------------------- SVD
+
+
+def svd_export(policy, names, folder, rank, monkeypatch):
+    """The export, with the tiny model standing where the base's folder stands."""
+    monkeypatch.setattr(svd, "materialize_model", lambda name: name)
+    monkeypatch.setattr(svd, "load_pretrained", lambda *_: (random_model(torch.float32), None))
+    return svd.export_svd(policy, names, folder, card(rank))
+
+
+@pytest.mark.parametrize("names", [("student",), ("student", "teacher")])
+def test_an_svd_adapter_of_full_rank_is_the_policy_where_only_linear_layers_moved(
+    names, tmp_path, monkeypatch
+):
+    policy = full_policy("student", "teacher", dtype=torch.float32)
+    moved(policy, only_linear=True)
+    _, error = svd_export(policy, names, tmp_path / "a", 24, monkeypatch)
+    theirs = PeftModel.from_pretrained(random_model(torch.float32), str(tmp_path / "a"))
+    with policy.using(*names):
+        expected = logprobs_of(policy.model, TOKENS)
+    torch.testing.assert_close(logprobs_of(theirs, TOKENS), expected, atol=1e-4, rtol=0)
+    assert error < 1e-6
+
+
+def test_the_error_of_an_svd_adapter_is_what_it_lacks_and_falls_with_its_rank(
+    tmp_path, monkeypatch
+):
+    policy = full_policy("student", "teacher", dtype=torch.float32)
+    moved(policy)
+    initial = dict(random_model(torch.float32).named_parameters())
+    now = merged_weights(policy, ("student", "teacher"))
+    total = sum((now[n] - initial[n]).square().sum() for n in now) ** 0.5
+    errors = []
+    for rank in (1, 4, 16):
+        folder = tmp_path / str(rank)
+        _, error = svd_export(policy, ("student", "teacher"), folder, rank, monkeypatch)
+        errors.append(error)
+        theirs = PeftModel.from_pretrained(random_model(torch.float32), str(folder))
+        got = dict(theirs.merge_and_unload().named_parameters())
+        lack = sum((now[n] - got[n]).square().sum() for n in now) ** 0.5
+        assert error == pytest.approx((lack / total).item(), rel=1e-3)
+        written = json.loads((folder / "bridge.json").read_text())
+        assert (written["form"], written["relative_error"]) == ("svd", error)
+    assert errors[0] > errors[1] > errors[2] > 0.05, "norms and embeddings moved too"
+
+
+# --------------------------------------------------------------------------- what a run writes
+
+
+@pytest.mark.parametrize("form", ["lora", "full"])
+def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(form, tmp_path):
+    export = {"merged": True} if form == "lora" else {"svd_rank": 4}
+    made = make_trainer(tmp_path / "run", student=form, export=export, steps=2)
+    assert made.run()
+    (event,) = [e for e in EventReader(made.events.path).read() if e.type == "checkpoint"]
+    root = tmp_path / "run"
+    assert (event.adapter, event.student) == (
+        "adapters/step-000002",
+        "adapters/step-000002-student",
+    )
+    assert event.merged == "models/step-000002"
+    assert (event.relative_error is None) == (form == "lora")
+    base = AutoModelForCausalLM.from_pretrained(materialize_model("bridge-tiny"))
+    tokens = TOKENS.clamp(max=20)
+    for folder, names in (
+        (event.merged, ("student", "teacher")),
+        (event.adapter, ("student", "teacher")),
+        (event.student, ("student",)),
+    ):
+        with made.policy.using(*names):
+            expected = logprobs_of(made.policy.module, tokens)
+        if folder == event.merged:
+            theirs = AutoModelForCausalLM.from_pretrained(root / folder)
+        else:
+            theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(root / folder))
+        error = (logprobs_of(theirs, tokens) - expected).abs()
+        if form == "lora" or folder == event.merged:
+            assert error.max() < 1e-4
+        else:  # rank 4 of a change of every weight: nearer than the base, and its error is told
+            assert error.mean() < 0.7 * (logprobs_of(base, tokens) - expected).abs().mean()
+    cards = [
+        json.loads((root / f / "bridge.json").read_text())
+        for f in (event.adapter, event.student, event.merged)
+    ]
+    assert [c["deployment"] for c in cards] == ["policy", "student", "policy"]
+
+
+def test_a_full_student_without_an_svd_rank_leaves_a_whole_model_and_no_adapter(tmp_path):
+    made = make_trainer(
+        tmp_path / "run", student="full", steps=2, checkpoint={"every": 1}, method="rl"
+    )
+    assert made.run()
+    first, last = [e for e in EventReader(made.events.path).read() if e.type == "checkpoint"]
+    assert (first.adapter, first.merged) == (None, None), "not the last, not measured: not written"
+    assert (last.adapter, last.merged) == (None, "models/step-000002")

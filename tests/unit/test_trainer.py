@@ -151,10 +151,10 @@ def test_an_adapter_lost_between_saving_and_saying_so_is_made_and_said_on_resume
 def test_no_state_is_ever_there_without_its_adapter(trainer, monkeypatch):
     made = trainer()
 
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_state, "export_adapter", die)
+    monkeypatch.setattr(run_state, "write_exports", die)
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert not list(made.state.checkpoints.glob("step-*"))

@@ -7,10 +7,8 @@ alpha / rank, and with it the policy, stays what it was.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -18,43 +16,35 @@ from torch import Tensor
 
 from bridge_engine.adapters import AdaptedModel
 from bridge_engine.checkpoint import publish, save_tensors, sha256_of
+from bridge_engine.export.card import AdapterCard
 
 WEIGHTS = "adapter_model.safetensors"
-CARD = "bridge.json"
-
-
-@dataclass(frozen=True)
-class AdapterCard:
-    """What is worth knowing of an adapter beside its weights; lies beside them as `bridge.json`."""
-
-    base_model: str
-    method: str
-    step: int
-    rank: int
-    template: dict[str, Any]
-    """How a problem becomes a prompt (`TemplateSpec`, with `auto` decided)."""
-    max_new_tokens: int
-    accuracy: float | None = None
-    """Held-out accuracy at this step, in 0…1, where it was measured."""
 
 
 def export_adapter(
     adapters: AdaptedModel, names: tuple[str, ...], folder: Path, card: AdapterCard
 ) -> str:
     """Writes the sum of the named adapters; returns the SHA-256 of the weights."""
+    pairs = {path: layer.stacked(names) for path, layer in adapters.layers.items()}
+    with torch.no_grad():
+        return write_peft(pairs, _alpha(adapters, card.rank), folder, card)
+
+
+def write_peft(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], alpha: float, folder: Path, card: AdapterCard
+) -> str:
+    """Writes (A, B) of each layer as a PEFT adapter of scale alpha / card.rank; returns the SHA-256
+    of the weights."""
     tensors: dict[str, Tensor] = {}
-    size = 0
-    for path, layer in adapters.layers.items():
-        a, b = layer.stacked(names)
+    for path, (a, b) in pairs.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = a
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
-        size += 4 * (a.numel() + b.numel())
     config = LoraConfig(
         base_model_name_or_path=card.base_model,
         task_type="CAUSAL_LM",
         r=card.rank,
-        lora_alpha=_alpha(adapters, card.rank),
-        target_modules=sorted({path.rpartition(".")[2] for path in adapters.layers}),
+        lora_alpha=alpha,
+        target_modules=sorted({path.rpartition(".")[2] for path in pairs}),
         lora_dropout=0.0,
         bias="none",
         inference_mode=True,
@@ -63,10 +53,9 @@ def export_adapter(
     def write(temporary: Path) -> None:
         save_tensors(temporary / WEIGHTS, tensors)
         config.save_pretrained(str(temporary))
-        (temporary / CARD).write_text(json.dumps(asdict(card), indent=1))
+        card.write(temporary)
 
-    with torch.no_grad():
-        publish(folder, write, expected_bytes=size)
+    publish(folder, write, expected_bytes=sum(t.nbytes for t in tensors.values()))
     return sha256_of(folder / WEIGHTS)
 
 

@@ -1,0 +1,36 @@
+"""What is worth knowing of an export beside its weights; lies beside them as `bridge.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CARD = "bridge.json"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """Of an adapter, or of a merged model."""
+
+    base_model: str
+    method: str
+    step: int
+    rank: int
+    template: dict[str, Any]
+    """How a problem becomes a prompt (`TemplateSpec`, with `auto` decided)."""
+    max_new_tokens: int
+    accuracy: float | None = None
+    """Held-out accuracy of what this is, at this step, in 0…1, where it was measured."""
+    deployment: Literal["policy", "student"] = "policy"
+    """`policy` is θ with its teacher, `student` is θ alone; without a teacher they are the same."""
+    form: Literal["adapter", "svd", "merged"] = "adapter"
+    """`adapter` is exact, `svd` the best adapter of its rank, `merged` a whole model."""
+    relative_error: float | None = None
+    """Of `svd`: ‖what training changed − what this holds‖ / ‖what training changed‖, Frobenius,
+    over all weights, those that no adapter can hold (embeddings, norms) included."""
+
+    def write(self, folder: Path) -> None:
+        """Puts it beside the weights."""
+        (folder / CARD).write_text(json.dumps(asdict(self), indent=1))
