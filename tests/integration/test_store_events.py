@@ -199,3 +199,52 @@ def test_thinning_prefers_figures_to_gaps(store: Store, job_id: str) -> None:
     )
     points = store.metrics(job_id, max_points=10)["reward"]
     assert sum(value is None for _, value in points) <= 1, "the last point may be a gap"
+
+
+def test_the_student_alone_is_an_adapter_of_its_own_name_and_never_the_jobs(
+    store: Store, job_id: str
+) -> None:
+    for seq, (step, accuracy) in enumerate({2: 0.7, 4: 0.5}.items(), 1):
+        one = checkpoint(step, accuracy)
+        one.student, one.student_sha256, one.student_rank = f"adapters/{step}-student", "f" * 64, 4
+        one.student_accuracy = 0.9
+        store.append_events(job_id, 1, numbered(one, start=seq))
+    assert store.adapter(job_id).name == f"{job_id}@2", "the policy, though the student scored more"
+    alone = store.adapter(f"{job_id}@best-student")
+    assert (alone.name, alone.step, alone.rank) == (f"{job_id}@2-student", 2, 4)
+    assert (alone.accuracy, alone.path) == (0.9, "adapters/2-student")
+    assert store.adapter(f"{job_id}@latest-student").step == 4
+    assert store.adapter(f"{job_id}@4-student").name == f"{job_id}@4-student"
+    with pytest.raises(NotFound, match="saved: 2, 2-student, 4, 4-student"):
+        store.adapter(f"{job_id}@3-student")
+    store.append_events(job_id, 1, numbered(ev.Resume(step=2), start=3))
+    assert [a.name for a in store.adapters(job_id)[0]] == [f"{job_id}@2", f"{job_id}@2-student"]
+
+
+def test_adapters_of_one_step_are_paged_without_losing_or_repeating_one(
+    store: Store, job_id: str
+) -> None:
+    for seq, step in enumerate((1, 2, 3), 1):
+        one = checkpoint(step)
+        one.student, one.student_sha256, one.student_rank = f"{step}-student", "f" * 64, 4
+        store.append_events(job_id, 1, numbered(one, start=seq))
+    seen, after = [], None
+    while True:
+        page, more = store.adapters(job_id, after=after, limit=1)
+        seen += [row.name for row in page]
+        if not more:
+            break
+        after = seen[-1]
+    assert seen == [f"{job_id}@{s}{end}" for s in (3, 2, 1) for end in ("", "-student")]
+
+
+def test_a_checkpoint_without_an_adapter_is_a_checkpoint_all_the_same(
+    store: Store, job_id: str
+) -> None:
+    bare = checkpoint(3, 0.5)
+    bare.adapter = bare.sha256 = bare.rank = None
+    store.append_events(job_id, 1, numbered(bare))
+    assert [c.step for c in store.checkpoints(job_id)] == [3]
+    assert store.adapters(job_id)[0] == []
+    with pytest.raises(NotFound, match="saved: none"):
+        store.adapter(job_id)
