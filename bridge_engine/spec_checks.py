@@ -39,6 +39,7 @@ def check_spec(spec: TrainSpec) -> list[FieldError]:
             known[role] = info
     if not errors:
         errors += _check_held_out(spec, known)
+        errors += _check_pairs(spec, known)
     try:
         model = resolve_model(spec.model)
     except EngineError as error:
@@ -167,6 +168,29 @@ def _check_held_out(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[
                 )
             ]
     return []
+
+
+def _check_pairs(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[FieldError]:
+    """A paired method explores problems that have a demonstration: can there be any?"""
+    prompts, demos = spec.data.prompts, spec.data.demos
+    if not spec.method.paired or prompts is None or demos is None or prompts.name != demos.name:
+        return []  # two data sets may hold the same problems; the engine reads them and knows
+    one = prompts.split or known["prompts"].default_splits["prompts"]
+    other = demos.split or known["demos"].default_splits["demos"]
+    apart = prompts.kinds and demos.kinds and not set(prompts.kinds) & set(demos.kinds)
+    if known["demos"].share_problems(one, other) and not apart:
+        return []
+    return [
+        FieldError(
+            "data.prompts",
+            "no_pairs",
+            f"method {spec.method.name} explores problems that have a demonstration, and "
+            f"{prompts.name}/{one} shares none with data.demos ({demos.name}/{other}); name the "
+            "same problems for both",
+            given=f"{prompts.name}/{one}",
+            allowed=[s for s in known["demos"].splits if known["demos"].share_problems(s, other)],
+        )
+    ]
 
 
 def _check_lengths(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:

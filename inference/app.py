@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from bridge_engine.template import render_chat
 from inference.errors import InferenceError, error_body
 from inference.generation import Completion, SamplingParams, generate
 from inference.hosts import OwnHostsOnly
@@ -147,11 +148,7 @@ def _chat_ids(base: Base, body: ChatRequest) -> list[int]:
             f"The base model {base.name!r} has no chat template: send a prompt to /v1/completions.",
             param="messages",
         )
-    text = base.tokenizer.apply_chat_template(
-        [message.model_dump() for message in body.messages],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    text = render_chat([message.model_dump() for message in body.messages], base.tokenizer)
     ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

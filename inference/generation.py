@@ -14,6 +14,9 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from bridge_engine.errors import EngineError
+from bridge_engine.template import end_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -118,14 +121,11 @@ def _completion(
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a text, by the model's own account and by its tokenizer's."""
-    found: set[int] = set()
-    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(item) for item in value)
-    return sorted(found)
+    """Ids that end a text: those at which training sampled until. None known: it runs on."""
+    try:
+        return end_tokens(model, tokenizer)
+    except EngineError:
+        return []
 
 
 def _pad_token(tokenizer: Any, end_ids: list[int]) -> int:

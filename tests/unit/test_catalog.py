@@ -17,6 +17,7 @@ from bridge_engine import catalog, spec_checks
 from bridge_engine.data import registry
 from bridge_engine.errors import DataError, EngineError
 from bridge_engine.known_models import KNOWN
+from bridge_engine.methods import METHODS
 from bridge_engine.spec import DatasetRef, TrainSpec
 from bridge_engine.spec_errors import FieldError
 
@@ -126,6 +127,17 @@ def test_an_unavailable_benchmark_says_what_to_set(monkeypatch: pytest.MonkeyPat
 def test_measuring_on_training_problems_is_refused(data: dict[str, Any]) -> None:
     error = only_error(data=data)
     assert (error.param, error.code) == ("data.eval", "eval_is_training_data")
+
+
+@pytest.mark.parametrize("method", [name for name, page in METHODS.items() if page.paired])
+def test_a_paired_method_is_refused_where_no_problem_can_have_a_demonstration(method: str) -> None:
+    apart = {"prompts": "arithmetic/train", "demos": "arithmetic/demos"}
+    error = only_error(method=method, data=apart)
+    assert (error.param, error.code) == ("data.prompts", "no_pairs")
+    assert error.allowed == ["demos"]
+    same = {"prompts": "arithmetic/demos", "demos": "arithmetic/demos"}
+    assert spec_checks.check_spec(spec(method=method, data=same)) == []
+    assert spec_checks.check_spec(spec(method="mix", data=apart)) == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bridge_engine.spec import LoraSpec, RuntimeSpec, TemplateSpec, TrainSpec
 from bridge_engine.spec_checks import resolve_spec
 from bridge_engine.template import demonstration, prompt_tokens
 from bridge_engine.trainer import Trainer
+from inference import generation
 from tests.support.families import FAMILIES, PADDING, save
 
 NAMES = ("student", "teacher")
@@ -229,6 +230,18 @@ def test_sampling_stops_at_the_end_of_text_and_at_the_end_of_an_answer(family):
         for completion in completions:
             assert completion.finished == (completion.tokens[-1] in policy.eos_ids)
             assert not set(completion.tokens[:-1]) & set(policy.eos_ids)
+
+
+def test_serving_stops_where_sampling_did(family):
+    policy = policy_of(family.name)
+    for end in policy.eos_ids:
+        with torch.no_grad():
+            bias = torch.zeros(policy.model.config.vocab_size)
+            bias[end] = 50.0
+            policy.model.get_output_embeddings().bias = torch.nn.Parameter(bias)
+        params = generation.SamplingParams(20)
+        (written,) = generation.generate(policy.model, policy.tokenizer, [5, 6, 7], params)
+        assert (written.finish_reason, written.tokens) == ("stop", 1)
 
 
 def test_a_base_model_without_template_has_one_end():
