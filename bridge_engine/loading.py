@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import is_flash_attn_2_available
 
+from bridge_engine import recomputation
 from bridge_engine.errors import EngineError
 from bridge_engine.spec import RuntimeSpec
 
@@ -18,24 +19,21 @@ def load_pretrained(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a folder: safetensors only, and no code from it is ever run.
 
-    No dropout anywhere: the policy that learns must be the policy that sampled.
+    Of `runtime` (default: the spec's defaults) counts how to compute: attention, gradient
+    checkpointing, and whether the model can do without padding. Dropout is off, whatever the
+    folder says. EngineError names the field that cannot be had.
     """
     runtime = runtime or RuntimeSpec()
-    if runtime.attention == "flash_attention_2":
-        _check_flash_attention(device)
-    attention = {} if runtime.attention == "auto" else {"attn_implementation": runtime.attention}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        for name, value in config.to_dict().items():
-            if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
-                setattr(config, name, 0.0)
+        _turn_off_dropout(config)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
+            attn_implementation=_attention(runtime, device, config),
             trust_remote_code=False,
             use_safetensors=True,
-            **attention,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -44,18 +42,67 @@ def load_pretrained(
             code="unloadable_model",
             param="model",
         ) from error
+    model = model.to(device)
     if runtime.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device), tokenizer
+        recomputation.enable(model)
+    if runtime.padding_free:
+        check_padding_free(model)
+    return model, tokenizer
 
 
-def _check_flash_attention(device: torch.device) -> None:
-    if device.type != "cuda" or not is_flash_attn_2_available():
+def _turn_off_dropout(config: Any) -> None:
+    """A policy is one distribution: the one that samples must be the one that is trained."""
+    for key, value in config.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def _attention(runtime: RuntimeSpec, device: torch.device, config: Any) -> str | None:
+    """transformers' name of the attention to use; None leaves it to choose, which takes torch's
+    scaled dot-product attention (SDPA) for every model that has it."""
+    wanted = runtime.attention
+    caps = bool(getattr(config, "attn_logit_softcapping", None))  # Gemma 2; SDPA cannot
+    if wanted == "auto":
+        return "eager" if caps else None
+    if wanted == "sdpa" and caps:
+        raise _no_attention("sdpa leaves out the cap that this model puts on attention scores")
+    if wanted == "flash_attention_2":
+        if device.type != "cuda":
+            raise _no_attention("flash attention runs on a GPU, and this job computes on the CPU")
+        if find_spec("flash_attn") is None:
+            raise _no_attention(
+                "the package flash-attn is not installed here (pip install flash-attn)"
+            )
+    return wanted
+
+
+def _no_attention(why: str) -> EngineError:
+    return EngineError(
+        f"{why}; or set runtime.attention to auto",
+        code="attention_unavailable",
+        param="runtime.attention",
+    )
+
+
+@torch.no_grad()
+def check_padding_free(model: Any) -> None:
+    """EngineError (`no_padding_free`) unless sequences in one row leave each other alone: the
+    second one's hidden states must not depend, but for rounding, on what the first one says."""
+    device = next(model.parameters()).device
+    size = model.config.get_text_config().vocab_size
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=device)
+    hidden = []
+    for first in ([1, 2, 3], [9, 8, 7]):
+        tokens = torch.tensor([[*first, 4, 5, 6, 4]], device=device) % size
+        output = model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        hidden.append(output.last_hidden_state[:, 3:].float())
+    one, other = hidden
+    if not (one - other).norm() <= 1e-2 * one.norm():
         raise EngineError(
-            "runtime.attention is flash_attention_2, which needs a CUDA device and the package "
-            "flash-attn; use auto or sdpa",
-            code="no_flash_attention",
-            param="runtime.attention",
+            "in this model sequences that share a row see one another; set runtime.padding_free "
+            "to false",
+            code="no_padding_free",
+            param="runtime.padding_free",
         )
 
 

@@ -1,14 +1,21 @@
 """Log-probabilities of completions: the one forward pass that training makes.
 
-Logits are computed where a completion token is predicted and nowhere else: neither for prompts nor
-for padding. Where even those would not fit (N tokens × the vocabulary), they are computed a piece
-at a time, and again in the backward pass, so that only one piece ever exists.
+The logits of a micro-batch, N tokens × V of the vocabulary, are by far its largest tensor: 1 000
+tokens of Qwen2.5 make 600 MB, several times over in a backward pass. They never exist at once.
+Completion tokens are gone through in chunks, and of each is kept what the backward pass needs:
+
+- *The head is frozen* (a LoRA student): the gradient of each token's log-probability with respect
+  to its own hidden state, D numbers instead of V. It depends on no other token and on nothing that
+  the loss will do with it, so that it can be computed while the logits are there, and costs no
+  more now than later.
+- *The head is trained* (a full student): nothing but the hidden states; the backward pass computes
+  the chunk's logits again (torch.utils.checkpoint). Not where one chunk is all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,28 +23,32 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bridge_engine.logits import head_logits
-from bridge_engine.sequences import Padded
+from bridge_engine.recomputation import recomputing
+from bridge_engine.sequences import MicroBatch
 
-LOGITS_AT_ONCE = 2**24
-"""Numbers of one piece of logits (64 MB in float32; a pass holds a few copies of it). A piece is
-computed twice, so what fits is not cut."""
+LOGITS_AT_ONCE = 1 << 24
+"""Tokens × vocabulary of one chunk; 64 MB in float32, of which about three exist at a time.
+
+On a CPU chunks of 64 to 1024 tokens take the same time to within 5 % (V = 49 152); a GPU wants the
+larger ones, and 110 tokens of V = 151 936 still keep its matrix units busy."""
 
 
-def completion_logprobs(model: Any, batch: Padded) -> tuple[Tensor, Tensor]:
+def completion_logprobs(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """(logprobs_BT, entropy_BT) of the completion tokens as the model stands; padding 0.
 
-    entropy carries no gradient. `batch` may be padded or packed; the answer is the same.
+    Logits are computed where a completion token is predicted and nowhere else: neither for
+    prompts nor for padding. Float32 at least. entropy carries no gradient, and the gradient of
+    logprobs is no function to differentiate again.
     """
-    with _checkpointing(model):
-        hidden_BLD = model.base_model(
-            input_ids=batch.tokens_BL, position_ids=batch.position_ids_BL, use_cache=False
+    with recomputing(model):
+        hidden_RLD = model.base_model(
+            input_ids=batch.tokens_RL, position_ids=batch.position_ids_RL, use_cache=False
         ).last_hidden_state
+    predictions_N = batch.predictions_N
+    hidden_ND = hidden_RLD.flatten(0, 1)[predictions_N]
+    targets_N = batch.tokens_RL.flatten()[predictions_N + 1]
+    logprobs_N, entropy_N = target_logprobs(model, hidden_ND, targets_N)
     keep_BT = batch.mask_BT.bool()
-    positions_BT = batch.positions_BT
-    rows_BT = batch.rows_B.unsqueeze(1).expand_as(positions_BT)
-    hidden_ND = hidden_BLD[rows_BT[keep_BT], positions_BT[keep_BT]]
-    targets_N = batch.tokens_BL[rows_BT[keep_BT], positions_BT[keep_BT] + 1]
-    logprobs_N, entropy_N = token_logprobs(model, hidden_ND, targets_N)
     empty_BT = logprobs_N.new_zeros(keep_BT.shape)
     return (
         empty_BT.masked_scatter(keep_BT, logprobs_N),
@@ -45,42 +56,44 @@ def completion_logprobs(model: Any, batch: Padded) -> tuple[Tensor, Tensor]:
     )
 
 
-def token_logprobs(
-    model: Any, hidden_ND: Tensor, targets_N: Tensor, at_once: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(log π of each target, entropy of each distribution) from N last hidden states; float32 at
-    least. Logits of more than `at_once` numbers (LOGITS_AT_ONCE) are computed in pieces."""
-    size = max(1, (at_once or LOGITS_AT_ONCE) // model.config.vocab_size)
-    if len(targets_N) <= size:
-        return _piece(model, hidden_ND, targets_N)
-    pieces = [
-        checkpoint(_piece, model, hidden, targets, use_reentrant=False, preserve_rng_state=False)
-        for hidden, targets in zip(hidden_ND.split(size), targets_N.split(size), strict=True)
-    ]
-    logprobs, entropies = zip(*pieces, strict=True)
+def target_logprobs(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-probability of each target, entropy of the distribution it is from), both (N,), from
+    last hidden states."""
+    head = model.get_output_embeddings()
+    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+    compute: Callable[..., tuple[Tensor, Tensor]] = partial(_all_at_once, model)
+    if torch.is_grad_enabled():
+        if not any(p.requires_grad for p in head.parameters()):
+            if hidden_ND.requires_grad:
+                compute = partial(_linearised, model)
+        elif len(hidden_ND) > size:
+            # nothing in the head is random
+            compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
+    chunks = zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True)
+    found = [compute(hidden, targets) for hidden, targets in chunks]
+    logprobs, entropies = zip(*found, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _piece(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def _all_at_once(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Keeps one N × V tensor for the backward pass. (log_softmax, and not the target's logit less
+    logsumexp: that one keeps the logits, and makes two more of them on its way back.)"""
     logits_NV = head_logits(model, hidden_ND)
-    at_least_float32 = torch.promote_types(logits_NV.dtype, torch.float32)
-    logprobs_NV = torch.log_softmax(logits_NV.to(at_least_float32), dim=-1)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+    del logits_NV
     logprobs_N = logprobs_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1)
     with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+        entropy_N = -logprobs_NV.exp().mul_(logprobs_NV).sum(-1)
     return logprobs_N, entropy_N
 
 
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    """transformers' layers checkpoint their activations only while the model is in training mode;
-    its dropouts are 0 (`bridge_engine.loading`), so nothing else comes of that mode."""
-    wanted = getattr(model, "is_gradient_checkpointing", False) and torch.is_grad_enabled()
-    if not wanted:
-        yield
-        return
-    model.train()
-    try:
-        yield
-    finally:
-        model.eval()
+def _linearised(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and their gradient together, so that nothing N × V outlives this call."""
+    leaf_ND = hidden_ND.detach().requires_grad_()
+    logprobs_N, entropy_N = _all_at_once(model, leaf_ND, targets_N)
+    # the sum's gradient is each token's own: none depends on another's hidden state
+    (slope_ND,) = torch.autograd.grad(logprobs_N.sum(), leaf_ND)
+    exact = logprobs_N.dtype
+    zero_ND = hidden_ND.to(exact) - leaf_ND.detach().to(exact)  # but not its gradient
+    return logprobs_N.detach() + (zero_ND * slope_ND).sum(-1), entropy_N

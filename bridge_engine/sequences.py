@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -26,21 +27,23 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
-    """A micro-batch of B sequences; completions are right-padded to one length T.
+class MicroBatch:
+    """B sequences for one forward pass, their completions aligned to one length T.
 
-    Padded: one sequence a row, right-padded to one length L. That needs no attention mask: a causal
-    model never looks at what comes after. Packed: all sequences end to end in one row; their
-    position ids start again at 0, by which transformers keeps them from seeing one another.
+    Their tokens lie in R rows of length L, in one of two forms:
+
+    *Padded* (`pad`): a row each, padded on the right. That needs no attention mask, since a causal
+    model never looks at what comes after.
+
+    *Packed* (`pack`): end to end in one row, without padding. Where positions start again at 0 a
+    sequence begins, and transformers keeps attention within each.
     """
 
-    tokens_BL: Tensor
-    position_ids_BL: Tensor | None
-    """None where they count from 0 in every row."""
-    rows_B: Tensor
-    """The row of each sequence."""
+    tokens_RL: Tensor
+    position_ids_RL: Tensor | None
+    """Place of each token in its sequence (packed); None: its place in the row (padded)."""
     starts_B: Tensor
-    """Where in its row each sequence starts."""
+    """Where each sequence begins, counting through all rows."""
     prompt_lengths_B: Tensor
     mask_BT: Tensor
     """1 on real completion tokens."""
@@ -49,11 +52,15 @@ class Padded:
     advantages_B: Tensor
 
     @property
-    def positions_BT(self) -> Tensor:
-        """Where in its row the prediction of each completion token is made."""
+    def predictions_N(self) -> Tensor:
+        """Where the prediction of each of the N real completion tokens is made, sequence after
+        sequence, counting through all rows; the token predicted is the next one."""
         steps_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
         firsts_B = self.starts_B + self.prompt_lengths_B - 1
-        return (firsts_B.unsqueeze(1) + steps_T).clamp(max=self.tokens_BL.shape[1] - 1)
+        return (firsts_B.unsqueeze(1) + steps_T)[self.mask_BT.bool()]
+
+
+Padded = MicroBatch
 
 
 def micro_batches(
@@ -63,46 +70,55 @@ def micro_batches(
     pad_id: int,
     device: torch.device,
     packed: bool = False,
-) -> Iterator[Padded]:
-    """Splits into micro-batches of at most `size`, sorted by length so that little is padding."""
+) -> Iterator[MicroBatch]:
+    """Splits into micro-batches of at most `size`, sorted by length so that little is padding;
+    `packed` leaves no padding at all."""
     ordered = sorted(sequences, key=len)
     for start in range(0, len(ordered), size):
-        yield pad(ordered[start : start + size], pad_id=pad_id, device=device, packed=packed)
+        chosen = ordered[start : start + size]
+        yield pack(chosen, device=device) if packed else pad(chosen, pad_id=pad_id, device=device)
 
 
-def pad(
+def pad(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> MicroBatch:
+    """One micro-batch of these sequences, a row each."""
+    longest = max(map(len, sequences))
+    tokens = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence.prompt + sequence.completion)
+    starts = [row * longest for row in range(len(sequences))]
+    return _micro_batch(sequences, tokens, None, starts, device)
+
+
+def pack(sequences: Sequence[TokenSequence], *, device: torch.device) -> MicroBatch:
+    """One micro-batch of these sequences, end to end in one row."""
+    tokens = torch.tensor([[t for s in sequences for t in s.prompt + s.completion]])
+    position_ids = torch.tensor([[i for s in sequences for i in range(len(s))]])
+    starts = list(accumulate(map(len, sequences[:-1]), initial=0))
+    return _micro_batch(sequences, tokens, position_ids.to(device), starts, device)
+
+
+def _micro_batch(
     sequences: Sequence[TokenSequence],
-    *,
-    pad_id: int,
+    tokens: Tensor,
+    position_ids: Tensor | None,
+    starts: list[int],
     device: torch.device,
-    packed: bool = False,
-) -> Padded:
-    """One micro-batch of these sequences."""
-    lengths_B = torch.tensor([len(s) for s in sequences])
-    if packed:
-        tokens = torch.tensor([[t for s in sequences for t in (*s.prompt, *s.completion)]])
-        positions = torch.cat([torch.arange(n) for n in lengths_B.tolist()]).unsqueeze(0)
-        rows, starts = torch.zeros_like(lengths_B), lengths_B.cumsum(0) - lengths_B
-    else:
-        tokens = torch.full((len(sequences), int(lengths_B.max())), pad_id)
-        for row, sequence in enumerate(sequences):
-            tokens[row, : len(sequence)] = torch.tensor(sequence.prompt + sequence.completion)
-        positions = None
-        rows, starts = torch.arange(len(sequences)), torch.zeros_like(lengths_B)
+) -> MicroBatch:
+    """Both forms alike: what is known of each completion token, aligned to the longest."""
     longest = max(len(s.completion) for s in sequences)
     mask = torch.zeros(len(sequences), longest)
-    behaviour, weights = torch.zeros_like(mask), torch.ones_like(mask)
+    behaviour = torch.zeros(len(sequences), longest)
+    weights = torch.ones(len(sequences), longest)
     for row, sequence in enumerate(sequences):
         mask[row, : len(sequence.completion)] = 1
         if sequence.behaviour is not None:
             behaviour[row, : len(sequence.completion)] = torch.tensor(sequence.behaviour)
         if sequence.weights is not None:
             weights[row, : len(sequence.completion)] = torch.tensor(sequence.weights)
-    return Padded(
-        tokens_BL=tokens.to(device),
-        position_ids_BL=None if positions is None else positions.to(device),
-        rows_B=rows.to(device),
-        starts_B=starts.to(device),
+    return MicroBatch(
+        tokens_RL=tokens.to(device),
+        position_ids_RL=position_ids,
+        starts_B=torch.tensor(starts, device=device),
         prompt_lengths_B=torch.tensor([len(s.prompt) for s in sequences], device=device),
         mask_BT=mask.to(device),
         behaviour_BT=behaviour.to(device),

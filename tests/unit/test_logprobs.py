@@ -1,273 +1,322 @@
-"""The one forward pass of training: in pieces, packed, with activations computed twice, it is the
-same; each against the model's own logits, one sequence at a time."""
+"""Log-probabilities are those of each sequence alone, however they are computed: in chunks of
+tokens, packed or padded, with activations kept or computed again."""
+
+import functools
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
+import transformers as tf
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bridge_engine import loading
-from bridge_engine import logprobs as page
+from bridge_engine import logprobs, recomputation
 from bridge_engine.errors import EngineError
-from bridge_engine.loading import load_pretrained
-from bridge_engine.logprobs import completion_logprobs, token_logprobs
-from bridge_engine.methods import make_method
-from bridge_engine.sequences import TokenSequence, micro_batches, pad
-from bridge_engine.spec import RuntimeSpec
-from bridge_engine.token_objectives import TokenObjectives
-from tests.support.tiny import (
-    PAD,
-    VOCABULARY,
-    random_groups,
-    random_model,
-    random_policy,
-    random_sequences,
-    tiny_spec,
-)
+from bridge_engine.loading import check_padding_free
+from bridge_engine.logprobs import completion_logprobs
+from bridge_engine.rollout import SamplingParams, sample
+from bridge_engine.sequences import TokenSequence, micro_batches, pack, pad
+from tests.support.tiny import full_policy, random_policy, random_sequences
+from tests.unit.test_logits import FAMILIES, SIZES
 
-SEQUENCES = [*random_sequences(5, seed=2), TokenSequence([3], [4]), TokenSequence([5], [6, 7, 1])]
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.4,
-    "pad_token_id": PAD,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
-FAMILIES = {
-    "qwen2": lambda: random_model(),
-    "llama": lambda: AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)),
-    "qwen3": lambda: AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE, head_dim=8)),
-    "gemma2": lambda: AutoModelForCausalLM.from_config(
-        Gemma2Config(**SHAPE, head_dim=8, sliding_window=4, attn_implementation="eager")
-    ),
-}
+CPU = torch.device("cpu")
+VOCABULARY = SIZES["vocab_size"]
+UNEVEN = [
+    TokenSequence([5], [6, 7, 8, 9, 10, 11, 12, 13, 1]),
+    TokenSequence([14, 15, 16, 17, 18, 19, 20, 21], [1]),
+    TokenSequence([22], [1]),
+    TokenSequence([5, 6, 7], [8, 9, 10, 1]),
+]
+"""One-token prompts and completions, and the same tokens at other places."""
 
 
-def family(name):
-    torch.manual_seed(1)
-    return FAMILIES[name]().double().eval()
+@functools.cache
+def family(name, attention="eager", dtype=torch.float64, **quirks):
+    torch.manual_seed(0)
+    config = getattr(tf, f"{name}Config")(**{**SIZES, **FAMILIES[name], **quirks})
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return model.to(dtype).eval()
 
 
-def by_itself(model, sequence):
-    """(log π of the completion's tokens, entropies): the model's own logits of one sequence."""
-    logits = model(torch.tensor([sequence.prompt + sequence.completion])).logits[0]
-    rows = torch.log_softmax(logits[len(sequence.prompt) - 1 : -1], -1)
-    found = rows[torch.arange(len(sequence.completion)), torch.tensor(sequence.completion)]
-    return found, torch.distributions.Categorical(logits=rows).entropy()
+def pad_all(sequences):
+    return pad(sequences, pad_id=0, device=CPU)
 
 
-def batch_of(sequences, packed):
-    return pad(sequences, pad_id=PAD, device=torch.device("cpu"), packed=packed)
+def pack_all(sequences):
+    return pack(sequences, device=CPU)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_batch_is_each_sequence_by_itself_values_and_gradients(name, packed):
-    model = family(name)
-    batch = batch_of(SEQUENCES, packed)
-    logprobs_BT, entropy_BT = completion_logprobs(model, batch)
-    weights_BT = torch.randn(logprobs_BT.shape, generator=torch.Generator().manual_seed(0)).double()
-    parameters = list(model.parameters())
-    actual = torch.autograd.grad((weights_BT * logprobs_BT).sum(), parameters)
+def factors(sequences):
+    """An uneven factor for each completion token, so that no gradient cancels."""
+    rng = torch.Generator().manual_seed(7)
+    longest = max(len(s.completion) for s in sequences)
+    return torch.randn(len(sequences), longest, generator=rng, dtype=torch.float64)
 
-    total = 0.0
-    for row, sequence in enumerate(SEQUENCES):
-        expected, entropy = by_itself(model, sequence)
-        n = len(expected)
-        torch.testing.assert_close(logprobs_BT[row, :n], expected, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(entropy_BT[row, :n], entropy, atol=1e-6, rtol=1e-6)
-        assert not logprobs_BT[row, n:].any()
-        total = total + (weights_BT[row, :n] * expected).sum()
-    for one, other in zip(actual, torch.autograd.grad(total, parameters), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+def ours(model, batch, sequences):
+    """(logprobs_BT, entropy_BT, gradients of Σ factor · log-probability)."""
+    model.zero_grad()
+    values_BT, entropy_BT = completion_logprobs(model, batch)
+    (values_BT * factors(sequences)).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
     assert not entropy_BT.requires_grad
+    return values_BT.detach(), entropy_BT, gradients
 
 
-def test_packed_sequences_never_see_one_another():
-    model = random_model()
-    first, second = SEQUENCES[0], SEQUENCES[1]
-    other = TokenSequence([9, 9, 9], [8, 8, 1])
-    with torch.no_grad():
-        one, _ = completion_logprobs(model, batch_of([first, second], packed=True))
-        two, _ = completion_logprobs(model, batch_of([other, second], packed=True))
-    n = len(second.completion)
-    torch.testing.assert_close(one[1, :n], two[1, :n], atol=1e-7, rtol=0)
-    assert batch_of([first, second], packed=True).tokens_BL.shape == (1, len(first) + len(second))
+def one_at_a_time(model, sequences):
+    """The same from the model's own logits, a sequence at a time."""
+    model.zero_grad()
+    weights_BT = factors(sequences)
+    values_BT, entropy_BT = torch.zeros_like(weights_BT), torch.zeros_like(weights_BT)
+    for row, sequence in enumerate(sequences):
+        tokens = torch.tensor([sequence.prompt + sequence.completion])
+        logits = model(input_ids=tokens, use_cache=False).logits[0, len(sequence.prompt) - 1 : -1]
+        distribution = torch.distributions.Categorical(logits=logits)
+        found = distribution.log_prob(torch.tensor(sequence.completion))
+        (found * weights_BT[row, : len(found)]).sum().backward()
+        values_BT[row, : len(found)] = found.detach()
+        entropy_BT[row, : len(found)] = distribution.entropy().detach()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return values_BT, entropy_BT, gradients
 
 
-@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
-@pytest.mark.parametrize("micro_batch", [1, 3, 64])
-def test_padding_free_gives_the_same_update(micro_batch, kl_coef):
-    found = []
-    for packed in (False, True):
-        policy = random_policy("student")
-        spec = tiny_spec(
-            "mix", rl={"kl_coef": kl_coef}, micro_batch=micro_batch, padding_free=packed
-        )
-        objectives = TokenObjectives(
-            policy,
-            make_method(spec.method),
-            spec,
-            demos=random_sequences(5, seed=3),
-            groups=random_groups(2, 4, seed=4),
-        )
-        found.append(objectives.gradient("student", sft=0.5, rl=0.5).theta.tensors)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+def assert_same(actual, expected, tolerance):
+    for one, other in zip(actual[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+    assert len(actual[2]) == len(expected[2]) > 0
+    for one, other in zip(actual[2], expected[2], strict=True):
+        torch.testing.assert_close(one, other, atol=10 * tolerance, rtol=10 * tolerance)
 
 
-# --------------------------------------------------------------------------- in pieces
+# --------------------------------------------------------------------------- chunks
 
 
-def test_logits_in_pieces_give_the_same_values_and_gradients():
-    model = random_model()
-    rng = torch.Generator().manual_seed(0)
-    hidden = torch.randn(11, 16, generator=rng, dtype=torch.float64)
-    targets = torch.randint(0, VOCABULARY, (11,), generator=rng)
-    weights = torch.randn(11, generator=rng, dtype=torch.float64)
-    results = []
-    for at_once in (10_000, 4 * VOCABULARY, 1):
-        leaf = hidden.clone().requires_grad_()
-        logprobs, entropy = token_logprobs(model, leaf, targets, at_once)
-        head = model.get_output_embeddings().weight
-        results.append(
-            (logprobs, entropy, *torch.autograd.grad((weights * logprobs).sum(), [leaf, head]))
-        )
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
+def the_policy(form):
+    make = {"lora": random_policy, "full": full_policy}[form]
+    return make("student", "teacher")
 
 
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """Watches every tensor that is made, and keeps the size of the largest."""
+@pytest.mark.parametrize("form", ["lora", "full"])
+@pytest.mark.parametrize("tokens_at_once", [1, 3, 1000])
+def test_chunks_change_neither_values_nor_entropy_nor_gradients(monkeypatch, form, tokens_at_once):
+    policy = the_policy(form)
+    sequences = random_sequences(6, seed=3)
+    with policy.using("student", "teacher"):
+        expected = one_at_a_time(policy.module, sequences)
+        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 10**9)
+        whole = ours(policy.module, pad_all(sequences), sequences)
+        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", tokens_at_once * 23)
+        chunked = ours(policy.module, pad_all(sequences), sequences)
+    assert_same(chunked, whole, 1e-13)
+    # 1e-7 because the model's own RMSNorm computes in float32, whatever the weights are
+    assert_same(chunked, expected, 1e-7)
+    with torch.no_grad(), policy.using("student", "teacher"):
+        values_BT, entropy_BT = completion_logprobs(policy.module, pad_all(sequences))
+    torch.testing.assert_close(values_BT, whole[0], atol=1e-13, rtol=1e-13)
+    torch.testing.assert_close(entropy_BT, whole[1], atol=1e-13, rtol=1e-13)
 
-    def __init__(self):
+
+@pytest.mark.parametrize("name", ["Gemma2", "Granite", "Cohere"])
+def test_chunks_go_through_all_that_a_head_does(monkeypatch, name):
+    """Capped, divided and multiplied logits have gradients of their own; the head is frozen."""
+    model = family(name)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 4 * VOCABULARY)
+    model.get_output_embeddings().requires_grad_(False)
+    try:
+        actual = ours(model, pad_all(UNEVEN), UNEVEN)
+        expected = one_at_a_time(model, UNEVEN)
+    finally:
+        model.get_output_embeddings().requires_grad_(True)
+    assert_same(actual, expected, 1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The most rows that any tensor over the vocabulary has, forward and backward."""
+
+    def __init__(self, vocabulary):
         super().__init__()
-        self.numel = 0
+        self.vocabulary, self.rows = vocabulary, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numel = max(self.numel, result.numel())
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self.vocabulary,):
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
         return result
 
 
-def test_all_logits_never_exist_at_once_neither_forward_nor_backward(monkeypatch):
-    model, tokens = random_model(), 160
-    monkeypatch.setattr(page, "LOGITS_AT_ONCE", 16 * VOCABULARY)
-    hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
-    with Largest() as seen:
-        logprobs, _ = token_logprobs(model, hidden, torch.arange(tokens) % VOCABULARY)
-        logprobs.sum().backward()
-    assert seen.numel == hidden.numel() < tokens * VOCABULARY
-
-
-# --------------------------------------------------------------------------- checkpointing
-
-
-def checkpointed(model):
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def test_gradient_checkpointing_gives_the_same_gradient_from_activations_computed_twice():
-    found, calls = [], []
-    for enable in (False, True):
-        model = random_model()
-        if enable:
-            checkpointed(model)
-        calls.append(0)
-
-        def count(*_):
-            calls[-1] += 1
-
-        model.model.layers[0].mlp.register_forward_pre_hook(count)
-        logprobs_BT, _ = completion_logprobs(model, batch_of(SEQUENCES, packed=False))
-        found.append(torch.autograd.grad(logprobs_BT.sum(), list(model.parameters())))
-        assert not model.training
-    assert calls == [1, 2]
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
-
-
-def test_gradient_checkpointing_keeps_less_than_half_of_the_activations():
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_no_more_logits_exist_than_those_of_one_chunk(monkeypatch, head):
+    vocabulary, at_once = 997, 20  # more rows than the hidden size, as the head is a tensor too
+    model = family("Llama", vocab_size=vocabulary, tie_word_embeddings=False)
+    model.get_output_embeddings().requires_grad_(head == "trained")
+    sequences = random_sequences(20, seed=1)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once * vocabulary)
     kept = []
-    for enable in (False, True):
-        model = checkpointed(random_model()) if enable else random_model()
-        sizes = {}
-
-        def note(tensor, sizes=sizes):
-            sizes[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        batch = batch_of(random_sequences(16, seed=5), packed=False)
-        with saved_tensors_hooks(note, lambda tensor: tensor):
-            logprobs_BT, _ = completion_logprobs(model, batch)
-        weights = {p.data_ptr() for p in model.parameters()}
-        kept.append(sum(size for place, size in sizes.items() if place not in weights))
-        logprobs_BT.sum().backward()
-    assert kept[1] < kept[0] / 2
+    batch = pad_all(sequences)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with Largest(vocabulary) as largest:
+        with hooks:
+            values_BT, _ = completion_logprobs(model, batch)
+        values_BT.sum().backward()
+    model.zero_grad()
+    assert batch.mask_BT.sum() > 4 * at_once
+    assert largest.rows == at_once
+    outer = [t for t in kept if t.shape[-1:] == (vocabulary,) and t.shape[0] == at_once]
+    # the frozen head's own passes keep theirs, one after another, within the forward
+    assert head == "frozen" or not outer
+    assert not any(t.shape[-1:] == (vocabulary,) and t.shape[0] > at_once for t in kept)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_checkpointing_and_a_teacher_in_use_give_the_plain_step(packed):
+def test_a_sequence_whose_completion_is_empty_has_no_logprobs():
+    batch = pad_all([TokenSequence([5, 6], [])])
+    values_BT, entropy_BT = completion_logprobs(family("Llama"), batch)
+    assert values_BT.shape == entropy_BT.shape == (1, 0)
+
+
+# --------------------------------------------------------------------------- packed and padded
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["Qwen2", "Llama", "Qwen3", "Mistral", "Gemma2"])
+def test_packed_is_padded_is_one_sequence_at_a_time(name, attention):
+    model = family(name, attention)
+    expected = one_at_a_time(model, UNEVEN)
+    for form in (pad_all, pack_all):
+        assert_same(ours(model, form(UNEVEN), UNEVEN), expected, 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packed_is_padded_for_adapters_and_any_lengths(seed):
+    policy = random_policy("student", "teacher", seed=seed)
+    sequences = random_sequences(1 + 3 * seed, seed=seed)
+    with policy.using("student", "teacher"):
+        expected = one_at_a_time(policy.model, sequences)
+        for form in (pad_all, pack_all):
+            assert_same(ours(policy.model, form(sequences), sequences), expected, 1e-7)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_one_packed_sequence_says_changes_no_bit_of_the_others(attention):
+    model = family("Qwen2", attention)
+    other = [TokenSequence([30], [31, 32, 33, 34, 35, 36, 37, 38, 1]), *UNEVEN[1:]]
+    with torch.no_grad():
+        one, _ = completion_logprobs(model, pack_all(UNEVEN))
+        two, _ = completion_logprobs(model, pack_all(other))
+    assert not torch.isclose(one[0], two[0]).any()
+    assert torch.equal(one[1:, :4], two[1:, :4])
+
+
+def test_micro_batches_are_the_same_sequences_in_both_forms():
+    sequences = random_sequences(7, seed=5)
+    forms = [
+        list(micro_batches(sequences, 3, pad_id=0, device=CPU, packed=packed))
+        for packed in (False, True)
+    ]
+    assert [len(batch.mask_BT) for batch in forms[0]] == [3, 3, 1]
+    for padded, packed in zip(*forms, strict=True):
+        for field in ("prompt_lengths_B", "mask_BT", "behaviour_BT", "weights_BT", "advantages_B"):
+            assert torch.equal(getattr(padded, field), getattr(packed, field))
+        assert packed.tokens_RL.numel() <= padded.tokens_RL.numel()
+        ends = [len(s) for s in sorted(sequences, key=len)]
+        assert packed.tokens_RL.shape[0] == 1
+        assert packed.tokens_RL.numel() in (sum(ends[:3]), sum(ends[3:6]), ends[6])
+
+
+def test_a_model_whose_packed_sequences_see_one_another_is_refused():
+    check_padding_free(family("Qwen2"))
+    # an attention that transformers makes no mask for: plain causal over the whole row
+    tf.AttentionInterface.register("maskless", sdpa_attention_forward)
+    with pytest.raises(EngineError, match="see one another") as caught:
+        check_padding_free(family("Qwen2", "maskless"))
+    assert caught.value.param == "runtime.padding_free"
+
+
+# --------------------------------------------------------------------------- gradient checkpointing
+
+
+def kept_bytes(model, batch):
+    """(bytes kept between forward and backward, log-probabilities)."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        values_BT, _ = completion_logprobs(model, batch)
+    return sum(kept.values()), values_BT
+
+
+@pytest.mark.parametrize("form", ["lora", "full"])
+def test_recomputing_activations_changes_no_bit_of_the_gradients(form):
+    sequences = random_sequences(6, seed=3)
     found = []
-    for enable in (False, True):
-        policy = random_policy("student", "teacher", "shadow")
-        if enable:
-            checkpointed(policy.model)
-        spec = tiny_spec("bridge", padding_free=packed)
-        objectives = TokenObjectives(
-            policy,
-            make_method(spec.method),
-            spec,
-            demos=random_sequences(5, seed=3),
-            groups=random_groups(2, 4, seed=4),
-        )
-        joint = objectives.gradient("shadow", sft=0.5, rl=0.5)
-        found.append([*joint.theta.tensors, *joint.w.tensors])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+    for again in (False, True):
+        policy = the_policy(form)
+        if again:
+            recomputation.enable(policy.model)
+        if form == "full":
+            policy.add("shadow", 0)  # a copy of the model: it recomputes too
+        names = ("shadow" if form == "full" else "student", "teacher")
+        with policy.using(*names):
+            result = ours(policy.module, pad_all(sequences), sequences)
+        found.append(result)
+    (values, entropy, gradients), (values2, entropy2, gradients2) = found
+    assert torch.equal(values, values2)
+    assert torch.equal(entropy, entropy2)
+    assert len(gradients) == len(gradients2) > 0
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients2, strict=True))
 
 
-# --------------------------------------------------------------------------- loading
+def test_blocks_run_twice_when_training_and_keep_little_and_once_otherwise():
+    sequences = random_sequences(12, seed=3)
+    policy = random_policy("student")
+    batch = pad_all(sequences)
+    calls = []
+    modes = [m.training for m in policy.model.modules()]
+    for layer in policy.model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    with policy.using("student"):
+        without, _ = kept_bytes(policy.model, batch)
+        calls.clear()
+        recomputation.enable(policy.model)
+        within, values_BT = kept_bytes(policy.model, batch)
+        assert len(calls) == 2
+        values_BT.sum().backward()
+        assert len(calls) == 4
+        with torch.no_grad():
+            completion_logprobs(policy.model, batch)
+        assert len(calls) == 6
+    # besides, each of the two blocks holds its input: tokens × hidden size, float64
+    assert within + 2 * batch.tokens_RL.numel() * 16 * 8 < without / 2
+    assert [m.training for m in policy.model.modules()] == modes
 
 
-def test_a_model_is_loaded_without_dropout_and_checkpoints_where_it_is_asked_to(
-    tmp_path, monkeypatch
-):
-    model = random_model(torch.float32)
-    model.config.attention_dropout = 0.5
-    model.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).attention_dropout == 0.5
-    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
-    runtime = RuntimeSpec(gradient_checkpointing=True, attention="eager")
-    loaded, _ = load_pretrained(tmp_path, torch.float32, torch.device("cpu"), runtime)
-    assert loaded.config.attention_dropout == 0
-    assert loaded.model.layers[0].self_attn.attention_dropout == 0
-    assert loaded.is_gradient_checkpointing
-    assert loaded.config._attn_implementation == "eager"
+def test_sampling_is_no_different_while_recomputing_is_enabled():
+    drawn = []
+    for again in (False, True):
+        policy = random_policy("student", dtype=torch.float32)
+        if again:
+            recomputation.enable(policy.model)
+        with policy.using("student"):
+            completions = sample(
+                policy.model,
+                [[5, 6, 7], [8]],
+                SamplingParams(8),
+                eos_ids=[1],
+                pad_id=0,
+                generator=torch.Generator().manual_seed(2),
+                repeats=4,
+            )
+        drawn.append([(c.tokens, c.logprobs) for c in completions])
+    assert drawn[0] == drawn[1]
 
 
-def test_flash_attention_without_a_gpu_is_refused_with_what_to_do(tmp_path):
-    runtime = RuntimeSpec(attention="flash_attention_2")
-    with pytest.raises(EngineError, match="use auto or sdpa") as refusal:
-        load_pretrained(tmp_path, torch.float32, torch.device("cpu"), runtime)
-    assert refusal.value.param == "runtime.attention"
-
-
-def test_micro_batches_hold_every_sequence_once_and_no_more_than_their_size():
-    for packed in (False, True):
-        batches = list(
-            micro_batches(SEQUENCES, 3, pad_id=PAD, device=torch.device("cpu"), packed=packed)
-        )
-        assert [len(b.mask_BT) for b in batches] == [3, 3, 1]
-        assert sum(int(b.mask_BT.sum()) for b in batches) == sum(
-            len(s.completion) for s in SEQUENCES
-        )
+def test_a_model_without_gradient_checkpointing_is_refused():
+    model = family("Qwen2", hidden_size=32)
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(EngineError, match="has no gradient checkpointing") as caught:
+        recomputation.enable(model)
+    assert caught.value.param == "runtime.gradient_checkpointing"

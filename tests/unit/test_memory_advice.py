@@ -1,0 +1,69 @@
+"""When memory runs out, the error names what is left to lower, the cheapest first."""
+
+import pytest
+import torch
+
+from bridge_engine.memory_advice import is_out_of_memory, levers, memory_advice, out_of_memory
+from bridge_engine.methods.bridge import BridgeOptions
+from bridge_engine.spec import TrainSpec
+from tests.support.tiny import tiny_spec
+
+
+def test_an_allocation_that_the_machine_refuses_is_recognised():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 55)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_the_error_names_the_first_field_to_lower():
+    error = out_of_memory(tiny_spec(BridgeOptions()))
+    assert (error.category, error.code, error.param) == (
+        "oom",
+        "out_of_memory",
+        "runtime.micro_batch",
+    )
+    assert "runtime.gradient_checkpointing: set to true" in error.message
+
+
+def test_memory_advice_names_what_is_left_to_lower_cheapest_first():
+    spec = tiny_spec(BridgeOptions())
+    fields = [field for field, _ in levers(spec)]
+    assert fields[:4] == [
+        "runtime.micro_batch",
+        "runtime.gradient_checkpointing",
+        "rollout.batch_size",
+        "rollout.max_new_tokens",
+    ]
+    assert "student.shadow_offload" not in fields
+    assert "runtime.micro_batch: lower it (now 64)" in memory_advice(spec)
+
+
+def test_memory_advice_leaves_out_what_is_lowered_already():
+    spec = tiny_spec("sft", micro_batch=1, gradient_checkpointing=True, padding_free=True)
+    fields = [field for field, _ in levers(spec)]
+    assert fields[0] == "runtime.padding_free"
+    assert "runtime.micro_batch" not in fields
+    assert "runtime.gradient_checkpointing" not in fields
+    assert not any(field.startswith("rollout") for field in fields)
+
+
+def test_memory_advice_for_a_full_student_names_its_shadow():
+    given = tiny_spec(BridgeOptions()).model_dump(mode="json", by_alias=True)
+    offloaded = {**given, "student": {"form": "full", "shadow_offload": True}}
+    fields = [
+        [f for f, _ in levers(TrainSpec.model_validate(s))]
+        for s in ({**given, "student": "full"}, offloaded)
+    ]
+    assert "student.shadow_offload" in fields[0]
+    assert "student.shadow_offload" not in fields[1]
+
+
+def test_every_lever_is_a_field_of_the_spec():
+    given = tiny_spec(BridgeOptions(), dtype="float32", padding_free=True).model_dump()
+    given["student"]["form"] = "full"
+    for field, _ in levers(TrainSpec.model_validate(given)):
+        section, name = field.split(".")
+        assert name in given[section]
