@@ -6,7 +6,9 @@ base that was loaded so, each weight is rounded to three digits, as any bfloat16
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,6 +32,10 @@ def export_merged(
         config = json.loads((temporary / "config.json").read_text())
         config["dtype"] = str(dtype).removeprefix("torch.")
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
+        # where training sampled until, serving must stop: a base may not know its template's end
+        generation = copy.deepcopy(policy.model.generation_config)
+        generation.eos_token_id = policy.eos_ids
+        generation.save_pretrained(temporary)
         policy.tokenizer.save_pretrained(temporary)
         card.write(temporary)
 
@@ -41,13 +47,22 @@ def merged_weights(
 ) -> dict[str, Tensor]:
     """The model's own state dict under these parameter sets, on the CPU; float32 at least, unless
     another dtype is given. Tied weights come once."""
+    return {
+        name: weight.to("cpu", dtype or weight.dtype)
+        for name, weight in weights_under(policy, names)
+    }
+
+
+@torch.no_grad()
+def weights_under(policy: Policy, names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """(name in the bare model, weight under these parameter sets), one at a time, on the policy's
+    device and float32 at least."""
     lora = policy.adapter_names(names)
     layers = policy.adapters.layers
-    found: dict[str, Tensor] = {}
     for key, tensor in policy.adapters.base_named_parameters():
-        path = key.removesuffix(".base.weight")
-        weight = layers[path].merged_weight(lora) if path in layers else tensor.detach()
-        name = key.replace(".base.", ".") if key.rpartition(".base.")[0] in layers else key
-        kept = dtype or torch.promote_types(weight.dtype, torch.float32)
-        found[name] = weight.to("cpu", kept)
-    return found
+        path, _, leaf = key.rpartition(".base.")
+        if path in layers and leaf == "weight":
+            weight = layers[path].merged_weight(lora)
+        else:
+            weight = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        yield (f"{path}.{leaf}" if path in layers else key), weight.detach()

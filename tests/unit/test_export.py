@@ -2,18 +2,23 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine.events import EventReader
-from bridge_engine.export import AdapterCard, export_adapter, svd
+from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.export.initial import InitialWeights
 from bridge_engine.export.merged import export_merged, merged_weights
+from bridge_engine.export.svd import export_svd, low_rank
 from bridge_engine.methods.bridge import BridgeOptions
 from bridge_engine.models import materialize_model
+from bridge_engine.policy import Policy
+from bridge_engine.spec import LoraSpec, StudentSpec
 from tests.support.tiny import full_policy, random_model, random_policy
 from tests.support.training import make_trainer
 
@@ -125,20 +130,25 @@ def moved(policy, by=0.05, only_linear=False):
 # --------------------------------------------------------------------------- SVD
 
 
-def svd_export(policy, names, folder, rank, monkeypatch):
-    """The export, with the tiny model standing where the base's folder stands."""
-    monkeypatch.setattr(svd, "materialize_model", lambda name: name)
-    monkeypatch.setattr(svd, "load_pretrained", lambda *_: (random_model(torch.float32), None))
-    return svd.export_svd(policy, names, folder, card(rank))
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """The tiny model as a base model's folder, under the name `base`."""
+    random_model(torch.float32).save_pretrained(tmp_path / "models" / "base")
+    monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path / "models"))
+    return tmp_path / "models" / "base"
+
+
+def svd_export(policy, names, folder, rank):
+    return export_svd(policy, names, folder, replace(card(rank), base_model="base"))
 
 
 @pytest.mark.parametrize("names", [("student",), ("student", "teacher")])
 def test_an_svd_adapter_of_full_rank_is_the_policy_where_only_linear_layers_moved(
-    names, tmp_path, monkeypatch
+    names, base, tmp_path
 ):
     policy = full_policy("student", "teacher", dtype=torch.float32)
     moved(policy, only_linear=True)
-    _, error = svd_export(policy, names, tmp_path / "a", 24, monkeypatch)
+    _, error = svd_export(policy, names, tmp_path / "a", 24)
     theirs = PeftModel.from_pretrained(random_model(torch.float32), str(tmp_path / "a"))
     with policy.using(*names):
         expected = logprobs_of(policy.model, TOKENS)
@@ -146,26 +156,80 @@ def test_an_svd_adapter_of_full_rank_is_the_policy_where_only_linear_layers_move
     assert error < 1e-6
 
 
-def test_the_error_of_an_svd_adapter_is_what_it_lacks_and_falls_with_its_rank(
-    tmp_path, monkeypatch
-):
+def test_the_error_of_an_svd_adapter_is_what_it_lacks_and_falls_with_its_rank(base, tmp_path):
     policy = full_policy("student", "teacher", dtype=torch.float32)
     moved(policy)
+    names = ("student", "teacher")
     initial = dict(random_model(torch.float32).named_parameters())
-    now = merged_weights(policy, ("student", "teacher"))
+    now = merged_weights(policy, names)
     total = sum((now[n] - initial[n]).square().sum() for n in now) ** 0.5
-    errors = []
+    layers = {f"{path}.weight" for path in policy.adapters.layers}
+    errors, shares = [], []
     for rank in (1, 4, 16):
         folder = tmp_path / str(rank)
-        _, error = svd_export(policy, ("student", "teacher"), folder, rank, monkeypatch)
-        errors.append(error)
+        _, error = svd_export(policy, names, folder, rank)
         theirs = PeftModel.from_pretrained(random_model(torch.float32), str(folder))
         got = dict(theirs.merge_and_unload().named_parameters())
-        lack = sum((now[n] - got[n]).square().sum() for n in now) ** 0.5
-        assert error == pytest.approx((lack / total).item(), rel=1e-3)
+        lack = {n: (now[n] - got[n]).square().sum().item() for n in now}
+        assert error == pytest.approx(sum(lack.values()) ** 0.5 / total.item(), rel=1e-3)
         written = json.loads((folder / "bridge.json").read_text())
         assert (written["form"], written["relative_error"]) == ("svd", error)
+        outside = sum(v for n, v in lack.items() if n not in layers) / sum(lack.values())
+        assert written["error_outside"] == pytest.approx(outside, rel=1e-3)
+        errors.append(error)
+        shares.append(written["error_outside"])
     assert errors[0] > errors[1] > errors[2] > 0.05, "norms and embeddings moved too"
+    assert shares[0] < shares[1] < shares[2] == pytest.approx(1, abs=1e-6), "all that is left"
+
+
+def test_a_teacher_on_few_layers_keeps_no_other_layer_out_of_the_svd(base, tmp_path):
+    model, tokenizer = random_model(torch.float32), random_policy("student").tokenizer
+    lora = LoraSpec(rank=2, target_modules=["q_proj"])
+    policy = Policy(model, tokenizer, lora, StudentSpec(form="full"))
+    for name in ("student", "teacher"):
+        policy.add(name, 0)
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(1.5)
+    _, error = svd_export(policy, ("student", "teacher"), tmp_path / "a", 16)
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize("spectrum", ["steep", "flat"])
+def test_the_randomised_factors_of_a_large_layer_are_within_a_hundredth_of_the_best(spectrum):
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(160, 300, generator=rng)
+    if spectrum == "steep":
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        matrix = (u * s * torch.arange(1, 161) ** -1.0) @ v
+    a, b = low_rank(matrix, 8)
+    before = torch.get_rng_state()
+    again = low_rank(matrix, 8)
+    assert all(torch.equal(x, y) for x, y in zip((a, b), again, strict=True)), "the same bytes"
+    assert torch.equal(torch.get_rng_state(), before), "and nobody else's draws are touched"
+    best = torch.linalg.svdvals(matrix)[8:].norm()
+    assert best * (1 - 1e-4) < (matrix - b @ a).norm() < best * 1.01
+
+
+def test_initial_weights_are_found_in_shards_and_under_other_names(base, tmp_path, monkeypatch):
+    model = random_model(torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    renamed = {
+        n.removeprefix("model."): p.detach()
+        for n, p in model.named_parameters()
+        if not n.startswith("lm_head")
+    }
+    (tmp_path / "renamed").mkdir()
+    save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
+    model.config.save_pretrained(tmp_path / "renamed")
+    tokenizer = AutoTokenizer.from_pretrained(materialize_model("bridge-tiny"))
+    tokenizer.save_pretrained(tmp_path / "renamed")
+    for folder in (base, tmp_path / "shards", tmp_path / "renamed"):
+        initial = InitialWeights(folder)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(initial[name], parameter), (folder.name, name)
+    with pytest.raises(KeyError):
+        InitialWeights(tmp_path / "renamed")["no.such.weight"]
 
 
 # --------------------------------------------------------------------------- what a run writes
