@@ -13,18 +13,22 @@ import bridge_engine
 from bridge_engine.catalog import resolve_model
 from bridge_engine.loading import resolve_device
 from bridge_engine.policy import SMALL_MODEL
+from bridge_engine.ranks import World
 from bridge_engine.spec import TrainSpec
 
 
-def configure(spec: TrainSpec) -> dict[str, Any]:
+def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
     """Sets threads and determinism; returns what a reader needs to repeat the run."""
-    threads = spec.runtime.threads or _default_threads(spec.model)
+    world = world or World()
+    threads = spec.runtime.threads or _default_threads(spec.model, world)
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     transformers.logging.disable_progress_bar()  # the log file is no terminal
     torch.manual_seed(spec.seed)  # nothing should draw from it; if something does, repeatably
     device = resolve_device(spec.runtime)
+    if device.type == "cuda":  # what `cuda` without a number means from here on
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     return {
         "bridge": bridge_engine.__version__,
         "python": platform.python_version(),
@@ -32,12 +36,13 @@ def configure(spec: TrainSpec) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": threads,
+        "processes": world.size,
     }
 
 
-def _default_threads(model: str) -> int:
-    """More threads than a small model can feed are slower than one."""
+def _default_threads(model: str, world: World) -> int:
+    """More threads than a small model can feed are slower than one; ranks share the machine."""
     parameters = resolve_model(model).parameters
     if parameters is not None and parameters < SMALL_MODEL:
         return 1
-    return len(os.sched_getaffinity(0))
+    return max(1, len(os.sched_getaffinity(0)) // world.local_size)

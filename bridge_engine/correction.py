@@ -17,37 +17,50 @@ from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.objectives import importance_weights
 from bridge_engine.policy import Policy
+from bridge_engine.ranks import World
 from bridge_engine.sequences import TokenSequence, pad
+from bridge_engine.sharding import whole
 from bridge_engine.spec import TrainSpec
 
 
 @torch.no_grad()
 def corrected(
-    groups: Sequence[RolloutGroup], policy: Policy, spec: TrainSpec
+    groups: Sequence[RolloutGroup], policy: Policy, spec: TrainSpec, world: World | None = None
 ) -> tuple[list[RolloutGroup], Metrics]:
     """The groups with the trainer's log-probabilities as behaviour, and weights on their tokens."""
     rollouts = [s for g in groups for s in g.rollouts]
-    found: list[TokenSequence] = list(rollouts)
-    order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i]))
-    cap, size = spec.rl.importance_cap, spec.runtime.micro_batch
+    with whole(policy, *spec.method.policy):
+        scored = (world or World()).spread(rollouts, lambda mine: _scored(mine, policy, spec))
+    cap = spec.rl.importance_cap
     drift, total, capped = 0.0, 0, 0
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        batch = pad([rollouts[i] for i in chosen], pad_id=policy.pad_id, device=policy.device)
-        with policy.using(*spec.method.policy):
-            logprobs_BT, _ = policy.logprobs(batch)
-        for i, row_T in zip(chosen, logprobs_BT.tolist(), strict=True):
-            sampled = rollouts[i].behaviour
-            assert sampled is not None, "rollouts carry the sampler's log-probabilities"
-            trainer = row_T[: len(sampled)]
-            weights = importance_weights(trainer, sampled, cap)
-            found[i] = replace(rollouts[i], behaviour=trainer, weights=weights)
-            drift += sum(abs(a - b) for a, b in zip(trainer, sampled, strict=True))
-            capped += sum(w >= cap for w in weights)
-            total += len(weights)
+    found: list[TokenSequence] = []
+    for rollout, trainer in zip(rollouts, scored, strict=True):
+        sampled = rollout.behaviour
+        assert sampled is not None, "rollouts carry the sampler's log-probabilities"
+        weights = importance_weights(trainer, sampled, cap)
+        found.append(replace(rollout, behaviour=trainer, weights=weights))
+        drift += sum(abs(a - b) for a, b in zip(trainer, sampled, strict=True))
+        capped += sum(w >= cap for w in weights)
+        total += len(weights)
     pieces = iter(found)
     corrected_groups = [replace(g, rollouts=[next(pieces) for _ in g.rollouts]) for g in groups]
     return corrected_groups, {
         "sampler_mismatch": drift / max(1, total),
         "importance/capped": capped / max(1, total),
     }
+
+
+def _scored(
+    rollouts: Sequence[TokenSequence], policy: Policy, spec: TrainSpec
+) -> list[list[float]]:
+    """The trainer's log-probability of each completion token."""
+    order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i]))
+    scored: dict[int, list[float]] = {}
+    for start in range(0, len(order), spec.runtime.micro_batch):
+        chosen = order[start : start + spec.runtime.micro_batch]
+        batch = pad([rollouts[i] for i in chosen], pad_id=policy.pad_id, device=policy.device)
+        with policy.using(*spec.method.policy):
+            logprobs_BT, _ = policy.logprobs(batch)
+        for i, row_T in zip(chosen, logprobs_BT.tolist(), strict=True):
+            scored[i] = row_T[: len(rollouts[i].completion)]
+    return [scored[i] for i in range(len(rollouts))]

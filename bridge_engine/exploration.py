@@ -16,8 +16,9 @@ from bridge_engine.events import Event, Sample
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
+from bridge_engine.ranks import World
 from bridge_engine.rewards import Verdict, Verifier
-from bridge_engine.rollout import Completion, SamplingParams, sample
+from bridge_engine.rollout import Completion, Sampler, SamplingParams
 from bridge_engine.seeding import epoch_draw, generator
 from bridge_engine.sequences import TokenSequence
 from bridge_engine.spec import TrainSpec
@@ -35,14 +36,18 @@ class Explorer:
         spec: TrainSpec,
         policy: Policy,
         data: TrainingData,
+        sampler: Sampler,
         verifier: Verifier,
         emit: Callable[[Event], None],
+        world: World | None = None,
     ) -> None:
         self.spec = spec
         self.policy = policy
         self.data = data
+        self.sampler = sampler
         self.verifier = verifier
         self.emit = emit
+        self.world = world or World()
         self.group_size = spec.rollout.group_size - spec.method.experts
         """Rollouts of a problem: a method may keep places of the group for demonstrations."""
 
@@ -51,6 +56,7 @@ class Explorer:
     def explore(self, step: int, turn: int) -> tuple[list[RolloutGroup], Metrics]:
         """The `turn`-th batch of rollouts from the policy, at 0-based `step`, verified."""
         wanted = self.spec.rollout.prompts_per_step
+        synced = self.sampler.sync(step)
         began = time.monotonic()
         judging = 0.0
         found: list[RolloutGroup] = []
@@ -67,13 +73,13 @@ class Explorer:
             if len(useful) >= wanted:
                 break
         sampled = time.monotonic() - began - judging
-        metrics = _rollout_metrics(found)
+        metrics = _rollout_metrics(found) | synced
         if self.spec.rollout.dynamic_sampling:
             metrics["dynamic_sampling/rounds"] = float(rounds)
             metrics["dynamic_sampling/discarded"] = float(len(found) - min(len(useful), wanted))
             found = useful[:wanted] or found[:wanted]
         if self.spec.rl.importance_correction == "truncated":
-            found, figures = corrected(found, self.policy, self.spec)
+            found, figures = corrected(found, self.policy, self.spec, self.world)
             metrics |= figures
         return found, metrics | {"time/sampling": sampled, "time/verification": judging}
 
@@ -125,10 +131,10 @@ class Explorer:
 
     def measure(self, step: int, names: Sequence[str], *, show: bool) -> Score:
         """Greedy accuracy of these parameter sets together on the held-out problems."""
+        self.sampler.sync(step, names)
         completions = self.sample(
             [self.data.prompt(e) for e in self.data.held_out],
             SamplingParams(self.data.eval_tokens, temperature=0),
-            names=names,
         )
         verdicts = self.judge([e.answer for e in self.data.held_out], completions)
         if show:
@@ -146,23 +152,11 @@ class Explorer:
         prompts: list[list[int]],
         params: SamplingParams,
         *,
-        names: Sequence[str] | None = None,
         rng: torch.Generator | None = None,
         repeats: int = 1,
     ) -> list[Completion]:
-        """Completions by the policy, or by other parameter sets."""
-        chosen = self.spec.method.policy if names is None else names
-        with self.policy.using(*chosen, merged=self.spec.rollout.merge_weights):
-            completions = sample(
-                self.policy.module,
-                prompts,
-                params,
-                eos_ids=self.policy.eos_ids,
-                pad_id=self.policy.pad_id,
-                generator=rng,
-                repeats=repeats,
-                batch_size=self.spec.rollout.batch_size,
-            )
+        """Completions by what the sampler was last synced to; each rank draws its share."""
+        completions = self.sampler.sample(prompts, params, rng=rng, repeats=repeats)
         # A policy of NaNs answers nothing right, so its groups are all equal and its gradient is 0:
         # without this look it would go on for ever.
         if not torch.tensor([p for c in completions for p in c.logprobs]).isfinite().all():
@@ -174,9 +168,9 @@ class Explorer:
         return completions
 
     def judge(self, golds: list[str], completions: list[Completion]) -> list[Verdict]:
-        """Each completion against the answer of its problem."""
-        texts = [self._text(c) for c in completions]
-        return self.verifier.judge(list(zip(golds, texts, strict=True)))
+        """Each completion against the answer of its problem, on one of the ranks."""
+        pairs = [(g, self._text(c)) for g, c in zip(golds, completions, strict=True)]
+        return self.world.spread(pairs, self.verifier.judge)
 
     def _text(self, completion: Completion) -> str:
         text: str = self.policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bridge_engine.errors import EngineError, NonFinite
+from bridge_engine.sharding import like
 from bridge_engine.spec import OptimizerSpec
 from bridge_engine.vector import Vector
 
@@ -98,12 +99,12 @@ class ParameterSet:
         with torch.no_grad():
             for index, tensor in enumerate(self.tensors):
                 if (value := state.get(f"{index}/value")) is not None:
-                    tensor.copy_(value)
+                    tensor.copy_(like(value, tensor))
                 prefix = f"{index}/optimizer/"
                 self.optimizer.state[tensor] = {
                     key.removeprefix(prefix): saved.clone()
                     if key.endswith("/step")
-                    else saved.clone().to(tensor.device)
+                    else like(saved.clone(), tensor)
                     for key, saved in state.items()
                     if key.startswith(prefix)
                 }

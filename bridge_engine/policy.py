@@ -54,6 +54,8 @@ class Policy:
         """Of a full student: the shadow's model, and the initial one where the KL term needs it."""
         self.module: Any = model
         """What a forward pass runs through; another one while a copy is in use."""
+        self.sharded = False
+        """Has each rank but a share of a full student's weights (`bridge_engine.sharding`)?"""
 
     @classmethod
     def load(
@@ -64,7 +66,7 @@ class Policy:
         dtype = resolve_dtype(runtime, device)
         full = student is not None and student.form == "full"
         weights = torch.float32 if full else dtype
-        model, tokenizer = load_pretrained(materialize_model(name), weights, device)
+        model, tokenizer = load_pretrained(materialize_model(name), weights, device, runtime)
         compute_dtype = dtype if full and dtype != torch.float32 else None
         return cls(model, tokenizer, lora, student, compute_dtype)
 
@@ -144,6 +146,10 @@ class Policy:
         """Those of these sets that are adapters."""
         return tuple(n for n in names if not self.full or n == "teacher")
 
+    def model_of(self, *names: str) -> Any:
+        """The module that these parameter sets run on."""
+        return self._adapted(names).model
+
     def _adapted(self, names: tuple[str, ...]) -> AdaptedModel:
         if not self.full or "student" in names:
             return self.adapters
@@ -168,4 +174,7 @@ class Policy:
 
         entropy carries no gradient.
         """
+        if self.sharded:  # a method of the module, so that its weights are gathered for it
+            found: tuple[Tensor, Tensor] = self.module.completion_logprobs(batch)
+            return found
         return completion_logprobs(self.module, batch)

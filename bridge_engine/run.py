@@ -2,6 +2,8 @@
 
 Exit status: 0 done, 1 failed (the last event says why), 75 stopped by SIGTERM with state saved:
 run it again to go on. Run again at any time, it takes up the newest whole checkpoint.
+
+`torchrun --nproc-per-node N -m bridge_engine run …` trains with N processes (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from pydantic import ValidationError
@@ -30,6 +32,8 @@ from bridge_engine.events import (
     Log,
     Phase,
 )
+from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
+from bridge_engine.ranks import World, join
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_checks import check_spec, fill_defaults
 from bridge_engine.spec_errors import field_errors
@@ -57,35 +61,52 @@ def run(spec_path: Path, directory: Path) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     directory.mkdir(parents=True, exist_ok=True)
-    with exclusive(directory):
-        events = EventWriter(directory)
+    with join() as world, exclusive(directory, world):
+        events = world.events(directory)
         try:
-            return _train(read_spec(spec_path), directory, events, stop)
+            return _train(read_spec(spec_path), directory, events, stop, world)
         except EngineError as error:  # explains itself: a traceback would only bury it
             print(error.message, file=sys.stderr)
-            events.emit(_as_event(error))
+            failure = _as_event(error)
         except BaseException as error:
             traceback.print_exc()
-            events.emit(_as_event(error))
+            failure = _as_event(error)
+        world.fail(failure, events)
         return EXIT_FAILED
 
 
-def _train(spec: TrainSpec, directory: Path, events: EventWriter, stop: threading.Event) -> int:
+def _train(
+    spec: TrainSpec, directory: Path, events: EventWriter, stop: threading.Event, world: World
+) -> int:
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
     from bridge_engine.compute import configure
+    from bridge_engine.run_state import spec_sha256
     from bridge_engine.trainer import Trainer
 
-    environment = configure(spec)
-    _record(environment, directory / "environment.json", events)
-    events.emit(Log(message=f"{environment['device']}, {environment['threads']} threads"))
-    trainer = Trainer(spec, directory, events, stop_requested=stop.is_set)
-    with trainer.verifier:
-        return EXIT_DONE if trainer.run() else EXIT_STOPPED
+    environment = configure(spec, world)
+    file = directory / "environment.json"
+    if world.is_first:
+        _say_if_elsewhere(environment, file, events)
+    events.emit(Log(message=_as_text(environment)))
+
+    def record() -> None:
+        hashes = {"spec_sha256": spec_sha256(spec), "data_sha256": trainer.data.hashes}
+        file.write_text(json.dumps(environment | hashes, indent=1))
+
+    try:
+        trainer = Trainer(spec, directory, events, stop.is_set, world, record)
+        with trainer:
+            return EXIT_DONE if trainer.run() else EXIT_STOPPED
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.print_exc()  # it has the sizes
+        raise out_of_memory(spec) from error
 
 
-def _record(environment: dict[str, Any], file: Path, events: EventWriter) -> None:
-    """Writes down where the run runs; says so if an earlier attempt ran elsewhere."""
+def _say_if_elsewhere(environment: dict[str, Any], file: Path, events: EventWriter) -> None:
+    """Warns if an earlier attempt ran in another environment."""
     if file.exists():
         before = json.loads(file.read_text())
         changed = [
@@ -94,7 +115,12 @@ def _record(environment: dict[str, Any], file: Path, events: EventWriter) -> Non
         if changed:
             message = "not the machine of the last attempt, so not to the last bit its numbers: "
             events.emit(Log(level="warning", message=message + ", ".join(changed)))
-    file.write_text(json.dumps(environment, indent=1))
+
+
+def _as_text(environment: dict[str, Any]) -> str:
+    text = f"{environment['device']}, {environment['threads']} threads"
+    processes = environment["processes"]
+    return text if processes == 1 else f"{processes} processes of {text}"
 
 
 def read_spec(path: Path) -> TrainSpec:
@@ -123,10 +149,16 @@ def read_spec(path: Path) -> TrainSpec:
 class exclusive:
     """Holds the run directory: two engines in one directory would tear each other's files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, world: World) -> None:
         self.path = directory / "engine.lock"
+        self.world = world
+        self.file: TextIO | None = None
 
     def __enter__(self) -> None:
+        if not self.world.first(self._take):
+            raise SystemExit(EXIT_FAILED)
+
+    def _take(self) -> bool:
         import fcntl
 
         self.file = self.path.open("w")
@@ -134,12 +166,14 @@ class exclusive:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             print(f"another engine is running in {self.path.parent}", file=sys.stderr)
-            raise SystemExit(EXIT_FAILED) from None
+            return False
         self.file.write(f"{os.getpid()} {platform.node()}\n")
         self.file.flush()
+        return True
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def _as_event(error: BaseException) -> Failed:
@@ -155,15 +189,6 @@ def _as_event(error: BaseException) -> Failed:
             message=where + error.message,
             param=error.param,
             retryable=error.retryable,
-        )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failed(
-            step=None,
-            category="oom",
-            code="out_of_memory",
-            message="memory ran out; lower runtime.micro_batch first, then rollout.batch_size and "
-            "rollout.max_new_tokens",
-            param="runtime.micro_batch",
         )
     if is_disk_full(error):
         return Failed(
@@ -186,6 +211,9 @@ def _as_event(error: BaseException) -> Failed:
 
 def _die_with_parent(descriptor: int) -> None:
     """Ends this process when the pipe's other end closes: an orphan must not train on."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun was given the pipe and does not hand it on, but it can be opened through it
+        descriptor = os.open(f"/proc/{os.getppid()}/fd/{descriptor}", os.O_RDONLY)
 
     def watch() -> None:
         while os.read(descriptor, 1):

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bridge_engine.checkpoint import (
     load_tensors,
     newest_whole,
@@ -27,6 +29,7 @@ from bridge_engine.methods import Method
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
+from bridge_engine.sharding import gathered, whole
 from bridge_engine.spec import TemplateSpec, TrainSpec
 
 
@@ -134,10 +137,20 @@ class RunState:
     def save(self, progress: Progress) -> Checkpoint:
         """Publishes the exported adapter and the resumable state of the current step, in this
         order: whoever resumes from a state finds its adapter. Saving again changes nothing.
+
+        Every rank calls it, for what they hold in shards; rank 0 writes.
         """
-        folder = self.checkpoints / step_folder(progress.step)
         further = self.method.options.optimizers
-        tensors = {n: p.state(values=n not in further) for n, p in self.sets.items()}
+        first = self.world.is_first
+        tensors = {
+            name: gathered(parameters.state(values=name not in further), keep=first)
+            for name, parameters in self.sets.items()
+        }
+        with whole(self.policy, "student"):
+            return self.world.first(lambda: self._write(progress, tensors))
+
+    def _write(self, progress: Progress, tensors: Mapping[str, dict[str, Tensor]]) -> Checkpoint:
+        folder = self.checkpoints / step_folder(progress.step)
         size = sum(t.nbytes for state in tensors.values() for t in state.values())
 
         def write(temporary: Path) -> None:

@@ -1,7 +1,8 @@
 """J_SFT and J_RL of one update's sequences, and their gradients: what a method's step is given.
 
 Everything is normalised by the counts of the whole update, so the split into micro-batches changes
-memory and nothing else.
+memory and nothing else, and so does the split over ranks: each passes its share of the sequences,
+and what they found is added up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from bridge_engine.methods import Exploration, Gradient, Imitation, Method
 from bridge_engine.metrics import Metrics
 from bridge_engine.objectives import StepTotals, group_advantages
 from bridge_engine.policy import Policy
+from bridge_engine.ranks import World
 from bridge_engine.sequences import Padded, TokenSequence, micro_batches
+from bridge_engine.sharding import empty_pass, is_shard
 from bridge_engine.spec import TrainSpec
 from bridge_engine.vector import Vector
 
@@ -40,9 +43,11 @@ class TokenObjectives:
         groups: Sequence[RolloutGroup] = (),
         library: Sequence[TokenSequence] = (),
         step_groups: Sequence[RolloutGroup] | None = None,
+        world: World | None = None,
     ) -> None:
         """`demos` are the update's own, `library` all of the run's, for `Imitation.demos`;
-        `step_groups` are those of all the step's mini-batches, for advantages over the batch."""
+        `step_groups` are those of all the step's mini-batches, for advantages over the batch.
+        Every rank of `world` is given the same."""
         self.policy = policy
         self.has_teacher = "teacher" in method.options.adapters
         self.spec = spec
@@ -50,6 +55,7 @@ class TokenObjectives:
         self.groups = groups
         self.library = library
         self.step_groups = groups if step_groups is None else step_groups
+        self.world = world or World()
 
     def gradient(
         self, theta: str, *, sft: float | Imitation = 0.0, rl: float | Exploration = 0.0
@@ -66,6 +72,9 @@ class TokenObjectives:
             if exploration.weight:
                 tokens = self._explore(exploration, names, metrics)
         found = {name: Vector(_take_ascent(self.policy.parameters(name))) for name in names}
+        accumulated = [tensor for vector in found.values() for tensor in vector.tensors]
+        self.world.sum_([tensor for tensor in accumulated if not is_shard(tensor)])
+        metrics = self.world.add(metrics)
         _refuse_non_finite(metrics, found)
         return Gradient(
             theta=found[theta],
@@ -79,16 +88,16 @@ class TokenObjectives:
     def _imitate(self, term: Imitation, names: tuple[str, ...], metrics: Metrics) -> None:
         demos = self.demos if term.demos is None else [self.library[i] for i in term.demos]
         total = max(1, sum(len(s.completion) for s in demos))
-        for batch in self._batches(demos):
+        for batch, counts in self._batches(demos):
             with self._backward(names, term.weight) as losses:
                 logprobs_BT, entropy_BT = self.policy.logprobs(batch)
                 weights_BT = objectives.phi(logprobs_BT) if term.token_weight == "phi" else None
                 loss, figures = objectives.sft(
                     logprobs_BT, batch.mask_BT, total_tokens=total, weights_BT=weights_BT
                 )
-                losses.append(loss)
+                losses.append(loss if counts else empty_pass(logprobs_BT))
             figures["sft/entropy"] = entropy_BT.sum().item() / total
-            _add(metrics, figures)
+            _add(metrics, figures if counts else {})
 
     # ------------------------------------------------------------------ J_RL
 
@@ -107,13 +116,13 @@ class TokenObjectives:
         passing = [s for s in kept if s.advantage != 0 or self.spec.rl.kl_coef > 0]
         computed = sum(len(s.completion) for s in passing)
         metrics["objective"] = 0.0  # also where no rollout has anything to say
-        for batch in self._batches(passing):
-            figures = self._surrogate(batch, names, term.weight, totals)
+        for batch, counts in self._batches(passing):
+            figures = self._surrogate(batch, names, term.weight, totals, counts)
             # means over the tokens that were computed, whatever the micro-batches
             figures["logprob_drift"] *= totals.tokens / computed
             figures["entropy"] /= computed
-            _add(metrics, figures)
-        for batch in self._batches([s for s in experts if s.advantage != 0]):
+            _add(metrics, figures if counts else {})
+        for batch, counts in self._batches([s for s in experts if s.advantage != 0]):
             assert term.gamma is not None
             with self._backward(names, term.weight) as losses:
                 logprobs_BT, _ = self.policy.logprobs(batch)
@@ -125,12 +134,17 @@ class TokenObjectives:
                     spec=self.spec.rl,
                     totals=totals,
                 )
-                losses.append(loss)
-            _add(metrics, figures)
+                losses.append(loss if counts else empty_pass(logprobs_BT))
+            _add(metrics, figures if counts else {})
         return computed
 
     def _surrogate(
-        self, batch: Padded, names: tuple[str, ...], weight: float, totals: StepTotals
+        self,
+        batch: Padded,
+        names: tuple[str, ...],
+        weight: float,
+        totals: StepTotals,
+        counts: bool,
     ) -> Metrics:
         reference_BT = None
         if self.spec.rl.kl_coef > 0:
@@ -148,7 +162,7 @@ class TokenObjectives:
                 reference_BT=reference_BT,
                 weights_BT=batch.weights_BT,
             )
-            losses.append(loss)
+            losses.append(loss if counts else empty_pass(logprobs_BT))
         figures["entropy"] = entropy_BT.sum().item()
         return figures
 
@@ -182,12 +196,25 @@ class TokenObjectives:
 
     # ------------------------------------------------------------------ passes
 
-    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[Padded]:
+    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Padded, bool]]:
+        """This rank's passes over the sequences, and whether each counts: where a pass is something
+        all ranks do together, those with fewer make empty ones, on the shortest sequence."""
+        mine = list(self._micro_batches(self.world.balanced(sequences)))
+        together = self.policy.sharded and bool(sequences)
+        idle = max(self.world.gather(len(mine))) - len(mine) if together else 0
+        for batch in mine:
+            yield batch, True
+        for batch in self._micro_batches([min(sequences, key=len)] if idle else []):
+            for _ in range(idle):
+                yield batch, False
+
+    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[Padded]:
         return micro_batches(
             sequences,
             self.spec.runtime.micro_batch,
             pad_id=self.policy.pad_id,
             device=self.policy.device,
+            packed=self.spec.runtime.padding_free,
         )
 
     @contextmanager

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from bridge_engine.endings import ending_warning
 from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.events import Done, EventWriter, Log, Metric, Phase, Resume, Stopped
 from bridge_engine.exploration import Explorer
@@ -17,9 +18,12 @@ from bridge_engine.methods import make_method
 from bridge_engine.metrics import Metrics
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
+from bridge_engine.ranks import World
 from bridge_engine.rewards import Verifier
+from bridge_engine.rollout import make_sampler
 from bridge_engine.run_state import Progress, RunState
 from bridge_engine.seeding import epoch_draw, generator
+from bridge_engine.sharding import is_shard, shard
 from bridge_engine.spec import TrainSpec
 from bridge_engine.template import resolve_template
 from bridge_engine.token_objectives import TokenObjectives
@@ -32,7 +36,11 @@ WARNINGS = 3
 
 
 class Trainer:
-    """One run of one spec in one directory. `stop_requested` is asked after every step."""
+    """One run of one spec in one directory. `stop_requested` is asked after every step.
+
+    A context manager: leaving it ends what it holds outside this process, the verifier's helpers
+    and what a sampling server was given.
+    """
 
     def __init__(
         self,
@@ -40,10 +48,16 @@ class Trainer:
         directory: Path,
         events: EventWriter,
         stop_requested: Callable[[], bool] = lambda: False,
+        world: World | None = None,
+        accepted: Callable[[], None] = lambda: None,
     ) -> None:
+        """`accepted` is called, on rank 0, once the directory is known to hold no checkpoint of
+        another spec or other data."""
         self.spec = spec
         self.events = events
         self.stop_requested = stop_requested
+        self.world = world or World()
+        self.accepted = accepted
         self.phase = "loading"
         self._warned: dict[str, int] = {}
         self.method = make_method(spec.method)
@@ -54,11 +68,25 @@ class Trainer:
             self.policy.add(name, spec.seed)
         if spec.rl.kl_coef > 0:
             self.policy.keep_initial()
+        shard(self.policy, self.world)
         self.sets = self._parameter_sets()
         self.data = TrainingData(spec, self.policy, template, self._warn)
+        # before a checkpoint is taken up: a server is compared with the base's weights
+        self.sampler = make_sampler(self.policy, spec.method.policy, directory, spec, self.world)
         self.verifier = Verifier(timeout_s=spec.rl.verifier_timeout)
-        self.explorer = Explorer(spec, self.policy, self.data, self.verifier, events.emit)
-        self.state = RunState(directory, spec, self.policy, self.method, self.sets, template)
+        self.explorer = Explorer(
+            spec, self.policy, self.data, self.sampler, self.verifier, events.emit, self.world
+        )
+        self.state = RunState(
+            directory,
+            spec,
+            self.policy,
+            self.method,
+            self.sets,
+            template,
+            self.data.hashes,
+            self.world,
+        )
 
     def _parameter_sets(self) -> dict[str, ParameterSet]:
         options, optimizer = self.method.options, self.spec.optimizer
@@ -73,25 +101,37 @@ class Trainer:
             for name, target in moved.items()
         }
 
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.verifier.close()
+        self.sampler.close()
+
     # ------------------------------------------------------------------ the run
 
     def run(self) -> bool:
         """Trains to the end (True) or until asked to stop (False, state saved)."""
         progress = self._start()
-        while progress.step < self.spec.steps and not self.stop_requested():
+        while progress.step < self.spec.steps and not self.world.any(self.stop_requested()):
             self._enter("training")
             metrics = self._advance(progress)
             self.events.emit(Metric(step=progress.step, metrics=metrics))
             due = progress.step % self.spec.checkpoint.every == 0
             if due or self._is_last(progress) or progress.best_step == progress.step:
-                self.events.emit(self.state.save(progress))
+                self._save(progress)
         if self._is_last(progress):
             self.events.emit(Done(step=progress.step, result=progress.result(self.spec)))
             return True
         if progress.step > 0:
-            self.events.emit(self.state.save(progress))
+            self._save(progress)
         self.events.emit(Stopped(step=progress.step))
         return False
+
+    def _save(self, progress: Progress) -> None:
+        everything = [t for parameters in self.sets.values() for t in parameters.tensors]
+        self.world.agree([t for t in everything if not is_shard(t)])
+        self.events.emit(self.state.save(progress))
 
     def _is_last(self, progress: Progress) -> bool:
         return progress.step == self.spec.steps
@@ -99,12 +139,13 @@ class Trainer:
     def _start(self) -> Progress:
         """Takes up the newest whole checkpoint, or measures the untrained policy and starts."""
         progress, torn = self.state.resume()
+        self.world.first(self.accepted)
         for folder in torn:
             self._warn(f"checkpoint {folder.name} is damaged; going back one further")
         if progress is not None:
             self.events.emit(Resume(step=progress.step))
             # said again, should the last attempt have died between saving it and saying so
-            self.events.emit(self.state.save(progress))
+            self._save(progress)
             return progress
         if self.events.started_before:  # an earlier attempt died before its first checkpoint
             self.events.emit(Resume(step=-1))
@@ -139,7 +180,7 @@ class Trainer:
         turns = self.spec.method.turns(step, steps)
         if turns.rewards is not None:
             groups, metrics = self.explorer.explore(step, turns.rewards)
-            self._look_at(metrics)
+            self._look_at(step, groups, metrics)
         self.method.begin(self.sets, step, steps)
         updates = list(self._updates(step, groups))
         figures: list[Metrics] = []
@@ -161,6 +202,7 @@ class Trainer:
                 groups=mini_batch,
                 library=self.data.demos,
                 step_groups=groups,
+                world=self.world,
             )
             try:
                 figures.append(self.method.step(objectives, self.sets, step, steps))
@@ -202,8 +244,18 @@ class Trainer:
             ) from error
         self._warn(f"step {progress.step + 1}: an update was skipped: {error.message}")
 
-    def _look_at(self, metrics: Metrics) -> None:
+    def _look_at(self, step: int, groups: Sequence[RolloutGroup], metrics: Metrics) -> None:
         """Says aloud what a person should not have to find in the figures."""
+        cut = [c for g in groups for c in g.truncated]
+        message = ending_warning(
+            self.spec,
+            step + 1,
+            finished=cut.count(False),
+            truncated=cut.count(True),
+            ends=self.policy.tokenizer.convert_ids_to_tokens(self.policy.eos_ids),
+        )
+        if message:
+            self._warn(message)
         unjudged = metrics["verifier/unjudged"]
         if unjudged > UNJUDGED_WARNING:
             self._warn_of(

@@ -12,14 +12,22 @@ batch: the same row gets the same randomness however the batch is cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from bridge_engine.logits import head_logits
+from bridge_engine.rollout.decoding import RoomyLayer, decoding, is_plain
+
+BLOCK = 256
+"""Tokens of the vocabulary that are looked at together."""
+BELOW_ONE = 1 - 2**-40
+"""The largest share that is looked for: 1 itself lies behind the last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +65,10 @@ def sample(
     generator: torch.Generator | None = None,
     repeats: int = 1,
     batch_size: int = 64,
+    rows: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Draws `repeats` completions of each prompt; those of one prompt stand together, in order.
+    With `rows`, these of them alone, with the random numbers they have among all.
 
     `generator` may be None only at temperature 0. At most `batch_size` sequences are decoded at
     once; a prompt's key-value cache is computed once for all its completions among them.
@@ -69,11 +79,11 @@ def sample(
         if generator is None
         else torch.rand(total, params.max_new_tokens, generator=generator)
     )
-    completions = [Completion() for _ in range(total)]
+    completions = {row: Completion() for row in (range(total) if rows is None else rows)}
     # prompts of like length together: less padding; the order of the answers is the caller's
-    rows = sorted(range(total), key=lambda row: len(prompts[row // repeats]))
-    for start in range(0, total, batch_size):
-        chosen = rows[start : start + batch_size]
+    ordered = sorted(completions, key=lambda row: len(prompts[row // repeats]))
+    for start in range(0, len(ordered), batch_size):
+        chosen = ordered[start : start + batch_size]
         distinct = list(dict.fromkeys(row // repeats for row in chosen))
         places = {prompt: place for place, prompt in enumerate(distinct)}
         _decode(
@@ -86,7 +96,7 @@ def sample(
             frozenset(eos_ids),
             pad_id,
         )
-    return completions
+    return list(completions.values())
 
 
 def _decode(
@@ -101,78 +111,115 @@ def _decode(
 ) -> None:
     """One batch: a prefill over the distinct prompts, then one token a row at a time."""
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
+    longest, count = max(map(len, prompts)), params.max_new_tokens
     tokens = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest + count, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         tokens[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = 1
+        mask[row, longest - len(prompt) :] = True
     mask = mask.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     hidden_BLD = model.base_model(
         input_ids=tokens.to(device),
-        attention_mask=mask,
-        position_ids=positions,
+        attention_mask=mask[:, :longest],
+        position_ids=(mask[:, :longest].cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
     rows_R = torch.tensor(prompt_of_row, device=device)
     hidden_RD, mask = hidden_BLD[rows_R, -1], mask[rows_R]
-    if len(prompt_of_row) > len(prompts):
+    positions_R = mask[:, :longest].sum(1)
+    plain = is_plain(model, cache)
+    if plain:
+        cache.layers = [RoomyLayer(layer, rows_R, count) for layer in cache.layers]
+        mask = torch.zeros(mask.shape, dtype=hidden_RD.dtype, device=device).masked_fill_(
+            ~mask, -torch.inf
+        )[:, None, None]
+    elif len(prompt_of_row) > len(prompts):
         cache.batch_select_indices(rows_R)
-    next_positions_R = mask.sum(1)
     uniforms_RT = uniforms_RT.to(device)
     alive = list(completions)
 
-    for step in range(params.max_new_tokens):
-        logprobs_RV = torch.log_softmax(head_logits(model, hidden_RD).float(), dim=-1)
-        drawn_R = _draw(logprobs_RV, params, uniforms_RT[:, step])
-        drawn_logprobs = logprobs_RV.gather(1, drawn_R.unsqueeze(1)).squeeze(1).tolist()
+    for step in range(count):
+        drawn_R, logprobs_R = _draw(head_logits(model, hidden_RD), params, uniforms_RT[:, step])
         keep: list[int] = []
-        for row, (token, logprob) in enumerate(zip(drawn_R.tolist(), drawn_logprobs, strict=True)):
+        for row, (token, logprob) in enumerate(
+            zip(drawn_R.tolist(), logprobs_R.tolist(), strict=True)
+        ):
             completion = alive[row]
             completion.tokens.append(token)
             completion.logprobs.append(logprob)
             completion.finished = token in eos_ids
             if not completion.finished:
                 keep.append(row)
-        if not keep or step + 1 == params.max_new_tokens:
+        if not keep or step + 1 == count:
             return
         if len(keep) < len(alive):
             keep_R = torch.tensor(keep, device=device)
             cache.batch_select_indices(keep_R)
             alive = [alive[row] for row in keep]
             mask, drawn_R = mask[keep_R], drawn_R[keep_R]
-            next_positions_R, uniforms_RT = next_positions_R[keep_R], uniforms_RT[keep_R]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        hidden_RD = model.base_model(
-            input_ids=drawn_R.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=next_positions_R.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        next_positions_R = next_positions_R + 1
+            positions_R, uniforms_RT = positions_R[keep_R], uniforms_RT[keep_R]
+        with decoding(model) if plain else nullcontext():
+            hidden_RD = model.base_model(
+                input_ids=drawn_R.unsqueeze(1),
+                attention_mask=mask[..., : longest + step + 1],
+                position_ids=(positions_R + step).unsqueeze(1),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
 
 
-def _draw(logprobs_RV: Tensor, params: SamplingParams, uniforms_R: Tensor) -> Tensor:
-    """One token a row: the inverse of the cumulative distribution at that row's uniform number."""
+def _draw(logits_RV: Tensor, params: SamplingParams, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+    """(one token a row, its log-probability before temperature and top_p), both R.
+
+    The token is the inverse of the cumulative distribution at that row's uniform number.
+    """
+    logits_RV = logits_RV.float()
+    highest_R1 = logits_RV.amax(-1, keepdim=True)
+    weights_RV = (logits_RV - highest_R1).exp_()
+    totals_R1 = weights_RV.sum(-1, keepdim=True)
     if params.temperature == 0:
-        return logprobs_RV.argmax(-1)
-    probabilities_RV = (
-        logprobs_RV.exp()
-        if params.temperature == 1
-        else torch.softmax(logprobs_RV / params.temperature, dim=-1)
-    )
-    if params.top_p < 1:
-        sorted_RV, order_RV = probabilities_RV.sort(dim=-1, descending=True)
-        outside_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p
-        probabilities_RV = probabilities_RV.masked_fill(
-            outside_RV.gather(1, order_RV.argsort(-1)), 0.0
-        )
-    cumulative_RV = probabilities_RV.double().cumsum(-1)
-    thresholds_R1 = uniforms_R.double().unsqueeze(1) * cumulative_RV[:, -1:]
-    # right=True: a threshold of exactly 0 must not pick a token of probability 0
-    drawn_R1 = torch.searchsorted(cumulative_RV, thresholds_R1, right=True)
-    return drawn_R1.squeeze(1).clamp(max=logprobs_RV.shape[-1] - 1)
+        drawn_R1 = logits_RV.argmax(-1, keepdim=True)
+    elif params.temperature == 1 and params.top_p == 1:
+        drawn_R1 = _inverse(weights_RV, uniforms_R.unsqueeze(1))
+    else:
+        probabilities_RV = torch.softmax(logits_RV / params.temperature, dim=-1)
+        drawn_R1 = _inverse(_nucleus(probabilities_RV, params.top_p), uniforms_R.unsqueeze(1))
+    logprobs_R1 = logits_RV.gather(1, drawn_R1) - highest_R1 - totals_R1.log()
+    return drawn_R1.squeeze(1), logprobs_R1.squeeze(1)
+
+
+def _nucleus(probabilities_RV: Tensor, top_p: float) -> Tensor:
+    """The probabilities within the nucleus, 0 outside."""
+    if top_p == 1:
+        return probabilities_RV
+    sorted_RV, order_RV = probabilities_RV.sort(dim=-1, descending=True)
+    outside_RV = sorted_RV.cumsum(-1) - sorted_RV >= top_p
+    return probabilities_RV.masked_fill(outside_RV.gather(1, order_RV.argsort(-1)), 0.0)
+
+
+def _inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
+    """Where each row's cumulated weight passes its uniform number's share of the whole: R × 1.
+
+    In two looks, which block of the vocabulary and where in it: to cumulate fifty thousand weights
+    in float64, one row after another, takes longer than all the rest of the draw.
+    """
+    padded_RV = F.pad(weights_RV, (0, -weights_RV.shape[-1] % BLOCK))
+    blocks_RNK = padded_RV.view(len(padded_RV), -1, BLOCK)
+    block_R1, uniforms_R1 = _search(blocks_RNK.sum(-1), uniforms_R1.double())
+    inside_RK = blocks_RNK.gather(1, block_R1.unsqueeze(-1).expand(-1, 1, BLOCK)).squeeze(1)
+    place_R1, _ = _search(inside_RK, uniforms_R1)
+    return (block_R1 * BLOCK + place_R1).clamp(max=weights_RV.shape[-1] - 1)
+
+
+def _search(weights_RN: Tensor, uniforms_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """(the place where the cumulated weight passes u · total, how far into it that is: 0 to 1)."""
+    cumulative_RN = weights_RN.double().cumsum(-1)
+    thresholds_R1 = uniforms_R1 * cumulative_RN[:, -1:]
+    # right=True: a threshold of exactly 0 must not pick a place of weight 0
+    place_R1 = torch.searchsorted(cumulative_RN, thresholds_R1, right=True)
+    place_R1 = place_R1.clamp(max=weights_RN.shape[-1] - 1)
+    weight_R1 = weights_RN.gather(1, place_R1).double()
+    before_R1 = cumulative_RN.gather(1, place_R1) - weight_R1
+    return place_R1, ((thresholds_R1 - before_R1) / weight_R1).clamp(0, BELOW_ONE)

@@ -172,7 +172,7 @@ def test_a_parameter_set_restored_goes_on_bit_for_bit(tmp_path, optimizer):
 def test_a_gradient_that_is_not_finite_is_refused_before_anything_moves():
     tensor = torch.nn.Parameter(torch.ones(3))
     parameters = ParameterSet("teacher", [tensor], OptimizerSpec(), 0.1)
-    with pytest.raises(EngineError, match="teacher is not finite"):
+    with pytest.raises(EngineError, match="gradient of the teacher became NaN"):
         parameters.ascend(Vector([torch.tensor([1.0, float("nan"), 0.0])]))
     assert torch.equal(tensor.detach(), torch.ones(3))
 

@@ -1,0 +1,303 @@
+"""Two processes under torchrun: the run of one process, to rounding; and its own, to the bit."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bridge_engine.checkpoint import load_tensors
+from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader
+
+ENGINE = Path(__file__).parents[1] / "support" / "rank_engine.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ENGINE.parents[2])}
+
+SPEC = {
+    "method": "bridge",
+    "model": "bridge-tiny",
+    "data": {
+        "prompts": {"name": "arithmetic", "split": "demos", "limit": 32},
+        "demos": {"name": "arithmetic", "limit": 32},
+        "eval": {"name": "arithmetic", "limit": 11},
+    },
+    "steps": 4,
+    "seed": 3,
+    "rollout": {"prompts_per_step": 3, "group_size": 6, "max_new_tokens": 32},
+    "sft": {"batch_size": 5},
+    "eval": {"every": 2},
+    "checkpoint": {"every": 2, "keep": 2},
+}
+
+
+class Run:
+    """A run directory, and the processes that train in it."""
+
+    def __init__(self, folder, **changes):
+        folder.mkdir(exist_ok=True)
+        self.spec = folder / "spec.yaml"
+        self.spec.write_text(yaml.safe_dump({**SPEC, **changes}))
+        self.directory = folder / "run"
+        self.log = folder / "log.txt"
+        self.judged = folder / "judged"
+        self.judged.mkdir(exist_ok=True)
+
+    def start(self, processes, *arguments, trouble="", **options):
+        """torchrun, or for one process the engine itself."""
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher = (
+            [*torchrun, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+        )
+        command = [*launcher, str(ENGINE), "run", str(self.spec), "--dir", str(self.directory)]
+        environment = {**ENVIRONMENT, "JUDGED": str(self.judged), "TROUBLE": trouble}
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [*command, *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                **options,
+            )
+
+    def finish(self, processes, **options):
+        status = self.start(processes, **options).wait(timeout=100)
+        assert status == EXIT_DONE, self.log.read_text()[-4000:]
+        return self
+
+    def events(self):
+        return EventReader(self.directory / "events.jsonl").read(limit=10_000)
+
+    def wait_for_step(self, process, step):
+        deadline = time.monotonic() + 90
+        while not any(e.type == "metric" and e.step >= step for e in self.events()):
+            assert process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, f"step {step} never came"
+            time.sleep(0.01)
+
+    def metrics(self):
+        """Figures by step, less the clock's."""
+        lines = (self.directory / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+    def samples(self):
+        """What people were shown: of a step that was done twice, once."""
+        shown = (e for e in self.events() if e.type == "sample")
+        return {e.model_dump_json(exclude={"seq", "time"}) for e in shown}
+
+    def adapters(self):
+        files = sorted((self.directory / "adapters").glob("step-*/adapter_model.safetensors"))
+        return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    def tensors(self, step):
+        folder = self.directory / "checkpoints" / f"step-{step:06d}"
+        return {
+            f"{file.stem}/{name}": tensor
+            for file in sorted(folder.glob("*.safetensors"))
+            for name, tensor in load_tensors(file).items()
+        }
+
+
+def ranks_of(torchrun):
+    """The processes that torchrun started, by rank."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == torchrun.pid:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                ranks = [int(v[5:]) for v in variables if v.startswith(b"RANK=")]
+                found |= dict.fromkeys(ranks, int(entry.name))
+    return found
+
+
+def wait_until_gone(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.02)
+
+
+# --------------------------------------------------------------------------- as one process
+
+METHODS = {
+    "sft": {"method": "sft"},
+    "rl": {
+        "method": "rl",
+        "rl": {"inner_epochs": 2, "mini_batches": 2, "importance_correction": "truncated"},
+        "rollout": {**SPEC["rollout"], "dynamic_sampling": 1},
+    },
+    "bridge": {"method": "bridge", "runtime": {"micro_batch": 2}},
+    "hpt": {"method": "hpt"},
+    "relift": {"method": {"name": "relift", "buffer": 2}},
+    "full": {
+        "method": "bridge",
+        "student": "full",
+        "steps": 2,
+        "rl": {"kl_coef": 0.05},
+        "runtime": {"micro_batch": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_what_one_does(tmp_path, name):
+    one, two = Run(tmp_path / "one", **METHODS[name]), Run(tmp_path / "two", **METHODS[name])
+    alone = one.start(1)
+    two.finish(2)
+    assert alone.wait(timeout=60) == EXIT_DONE
+    for expected, got in zip(one.metrics(), two.metrics(), strict=True):
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    learnt = [m["frac_reward_zero_std"] for m in two.metrics() if "frac_reward_zero_std" in m]
+    assert name == "sft" or min(learnt) < 1, "rewards that differ, or RL has been tested on nothing"
+    last = METHODS[name].get("steps", SPEC["steps"])
+    expected, got = one.tensors(last), two.tensors(last)
+    assert expected.keys() == got.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(got[key], tensor, rtol=1e-3, atol=1e-5)
+    assert one.samples() == two.samples()
+    # who judges is shared out, and what is judged is the same: every answer once
+    answers = [
+        Counter(line for file in run.judged.iterdir() for line in file.read_text().splitlines())
+        for run in (one, two)
+    ]
+    assert answers[0] == answers[1]
+    assert len(list(two.judged.iterdir())) == 2
+
+
+# --------------------------------------------------------------------------- as itself
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("undisturbed"), steps=6).finish(2)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_run_of_two_processes_goes_on_to_the_same_bits(undisturbed, tmp_path, stop):
+    run = Run(tmp_path, steps=6)
+    process = run.start(2)
+    run.wait_for_step(process, 3)
+    ranks = ranks_of(process)
+    assert set(ranks) == {0, 1}
+    process.send_signal(stop)
+    process.wait(timeout=40)
+    wait_until_gone(ranks.values(), seconds=5)  # without their launcher too
+    kinds = [e.type for e in run.events()]
+    assert kinds[-1] == "stopped" if stop == signal.SIGTERM else "stopped" not in kinds
+    run.finish(2)
+    assert any(e.type == "resume" for e in run.events())
+    assert run.metrics() == undisturbed.metrics()
+    assert run.samples() == undisturbed.samples()
+    assert run.adapters()["step-000006"] == undisturbed.adapters()["step-000006"]
+    assert [e.seq for e in run.events()] == list(range(1, len(run.events()) + 1))
+
+
+def test_two_runs_of_two_processes_are_the_same_to_the_bit(undisturbed, tmp_path):
+    again = Run(tmp_path, steps=6).finish(2)
+    assert again.metrics() == undisturbed.metrics()
+    assert again.samples() == undisturbed.samples()
+    assert again.adapters() == undisturbed.adapters()
+
+
+def test_a_student_in_shards_goes_on_to_the_same_bits(tmp_path):
+    spec = {"student": "full", "steps": 3, "eval": {"every": 0}, "checkpoint": {"every": 1}}
+    undisturbed, stopped = Run(tmp_path / "one", **spec), Run(tmp_path / "two", **spec)
+    undisturbed.finish(2)
+    process = stopped.start(2)
+    stopped.wait_for_step(process, 1)
+    process.terminate()
+    process.wait(timeout=40)
+    assert stopped.events()[-1].type == "stopped"
+    stopped.finish(2)
+    assert stopped.metrics() == undisturbed.metrics()
+    expected, got = undisturbed.tensors(3), stopped.tensors(3)
+    assert expected.keys() == got.keys()
+    assert {key.partition("/")[0] for key in got} == {"student", "teacher", "shadow"}
+    assert all(torch.equal(got[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_run_of_two_processes_can_go_on_as_one(tmp_path):
+    run = Run(tmp_path)
+    process = run.start(2)
+    run.wait_for_step(process, 2)
+    process.terminate()
+    process.wait(timeout=40)
+    run.finish(1)
+    warnings = [e.message for e in run.events() if e.type == "log" and e.level == "warning"]
+    assert any("processes: 2 → 1" in warning for warning in warnings)
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("trouble", "category", "code"),
+    [
+        ("1:refused", "infra", "verifier_failed"),
+        ("0:bug", "internal", "engine_error"),
+        ("1:bug", "internal", "engine_error"),
+        ("1:memory", "oom", "out_of_memory"),
+        ("1:killed", "infra", "rank_lost"),
+    ],
+)
+def test_the_failure_of_one_rank_is_the_runs_one_error_and_ends_all(
+    tmp_path, trouble, category, code
+):
+    run = Run(tmp_path, steps=10_000)
+    process = run.start(2, trouble=trouble)
+    run.wait_for_step(process, 0)
+    ranks = ranks_of(process)
+    began = time.monotonic()
+    assert process.wait(timeout=60) == EXIT_FAILED
+    assert time.monotonic() - began < 25, "torchrun had to kill what was left"
+    wait_until_gone(ranks.values(), seconds=1)
+    *before, last = run.events()
+    assert (last.type, last.category, last.code) == ("error", category, code)
+    assert not any(e.type == "error" for e in before)
+
+
+def test_a_bad_spec_is_one_error_of_two_processes(tmp_path):
+    run = Run(tmp_path, method="brigde")
+    assert run.start(2).wait(timeout=60) == EXIT_FAILED
+    (error,) = run.events()
+    assert (error.type, error.code) == ("error", "invalid_spec")
+
+
+def test_what_cannot_be_sharded_is_refused_with_what_to_do(tmp_path):
+    run = Run(tmp_path, student={"form": "full", "shadow_offload": True})
+    assert run.start(2).wait(timeout=60) == EXIT_FAILED
+    error = run.events()[-1]
+    assert (error.code, error.param) == ("unsupported_with_ranks", "student.shadow_offload")
+    assert "leave it out" in error.message
+
+
+def test_a_run_directory_in_use_is_refused_to_all_ranks(tmp_path):
+    run = Run(tmp_path, steps=10_000)
+    first = run.start(1)
+    run.wait_for_step(first, 0)
+    try:
+        assert run.start(2).wait(timeout=60) == EXIT_FAILED
+        assert run.log.read_text().count("another engine is running") == 1
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_ranks_whose_jobs_parent_died_stop(tmp_path):
+    run = Run(tmp_path, steps=10_000)
+    read_end, write_end = os.pipe()
+    process = run.start(2, "--parent-pipe", str(read_end), pass_fds=[read_end])
+    os.close(read_end)
+    run.wait_for_step(process, 1)
+    ranks = ranks_of(process)
+    os.close(write_end)
+    wait_until_gone(ranks.values(), seconds=10)
+    assert process.wait(timeout=20) == EXIT_FAILED

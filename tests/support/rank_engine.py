@@ -1,0 +1,46 @@
+"""The engine's command line for torchrun, writing down what each rank judges, and failing if told.
+
+JUDGED: a folder; rank k appends each pair that it judges to `k.jsonl` there, as a line.
+TROUBLE: `RANK:KIND`; that rank gets into that trouble when it judges for the third time.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from bridge_engine.errors import EngineError
+from bridge_engine.rewards import Verifier
+from bridge_engine.run import main
+
+_judge = Verifier.judge
+_times = 0
+
+
+def _trouble(kind):
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "memory":
+        raise MemoryError
+    if kind == "bug":
+        raise ZeroDivisionError("a bug")
+    raise EngineError("the verifier did not start", code="verifier_failed", category="infra")
+
+
+def judge(self, pairs):
+    global _times
+    _times += 1
+    rank = os.environ.get("RANK", "0")
+    where, _, kind = os.environ.get("TROUBLE", "").partition(":")
+    if where == rank and _times == 3:
+        _trouble(kind)
+    if folder := os.environ.get("JUDGED"):
+        with (Path(folder) / f"{rank}.jsonl").open("a") as file:
+            file.writelines(json.dumps(pair) + "\n" for pair in pairs)
+    return _judge(self, pairs)
+
+
+Verifier.judge = judge
+if __name__ == "__main__":
+    sys.exit(main())
