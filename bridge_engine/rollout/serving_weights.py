@@ -1,9 +1,9 @@
 """Whole weights for a running vLLM server to reload.
 
 vLLM's CPU build packs the output head when it starts; a reload renews the packed head where the
-head is a weight of its own, and leaves the old one in place where it is the embedding (tied). So
-the head is always written by name: a server of a tied model passes over it, and a server of an
-untied copy of that model, which
+head is a weight of its own, and may leave the old one in place where it is the embedding (tied;
+which kernel packs it decides). So the head is always written by name: a server of a tied model
+passes over it, and a server of an untied copy of that model, which
 
     python -m bridge_engine.rollout.serving_weights MODEL FOLDER
 

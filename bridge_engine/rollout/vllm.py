@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
-import httpx
 import torch
 
 from bridge_engine.errors import EngineError
@@ -121,15 +121,14 @@ class VllmSampler:
         timeout = os.environ.get("BRIDGE_VLLM_TIMEOUT") or "600"
         if not timeout.isdecimal() or timeout == "0":
             raise _misconfigured("BRIDGE_VLLM_TIMEOUT", timeout, "a whole number of seconds")
-        try:
-            server = VllmServer(
-                url,
-                timeout_s=float(timeout),
-                api_key=os.environ.get("BRIDGE_VLLM_API_KEY") or None,
-                connections=spec.rollout.batch_size,
-            )
-        except httpx.InvalidURL as error:
-            raise _misconfigured("BRIDGE_VLLM_URL", url, "an address, http://…") from error
+        if not _is_address(url):
+            raise _misconfigured("BRIDGE_VLLM_URL", url, "an address, http://HOST:PORT")
+        server = VllmServer(
+            url,
+            timeout_s=float(timeout),
+            api_key=os.environ.get("BRIDGE_VLLM_API_KEY") or None,
+            connections=spec.rollout.batch_size,
+        )
         folder = shared_folder(run_directory, os.environ.get("BRIDGE_VLLM_SHARED") or None)
         mode: Mode | None = "merged" if weights == "merged" else "adapter" if weights else None
         return cls(policy, names, spec, folder, server, mode=mode, world=world)
@@ -237,7 +236,7 @@ class VllmSampler:
         if tied and self.policy.full:
             return (
                 f"start it with --dtype {self._dtype}, for this run alone, and, since vLLM's CPU "
-                "build keeps the old output head of a model with tied embeddings, on an untied "
+                "build may keep the old output head of a model with tied embeddings, on an untied "
                 "copy: python -m bridge_engine.rollout.serving_weights MODEL FOLDER"
             )
         return f"start it with --dtype {self._dtype}, on the same model, for this run alone"
@@ -319,6 +318,14 @@ def shared_folder(run_directory: Path, shared: str | None) -> Path:
         return run / "vllm"
     mark = hashlib.sha256(f"{platform.node()}:{run}".encode()).hexdigest()[:12]
     return Path(shared).resolve() / f"run-{mark}"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _misconfigured(variable: str, value: str, wanted: str) -> EngineError:
