@@ -20,7 +20,7 @@ from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
 from bridge_engine.logits import check
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.models import materialize_model
-from bridge_engine.sequences import Padded
+from bridge_engine.sequences import MicroBatch
 from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
 from bridge_engine.template import end_tokens
 
@@ -169,7 +169,7 @@ class Policy:
         finally:
             shadow.move_base(torch.device("cpu"))
 
-    def logprobs(self, batch: Padded) -> tuple[Tensor, Tensor]:
+    def logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(logprobs_BT, entropy_BT) of the completion tokens under the sets in use; padding 0.
 
         entropy carries no gradient.

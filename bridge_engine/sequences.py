@@ -60,9 +60,6 @@ class MicroBatch:
         return (firsts_B.unsqueeze(1) + steps_T)[self.mask_BT.bool()]
 
 
-Padded = MicroBatch
-
-
 def micro_batches(
     sequences: Sequence[TokenSequence],
     size: int,

@@ -24,7 +24,7 @@ from bridge_engine.metrics import Metrics
 from bridge_engine.objectives import StepTotals, group_advantages
 from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
-from bridge_engine.sequences import Padded, TokenSequence, micro_batches
+from bridge_engine.sequences import MicroBatch, TokenSequence, micro_batches
 from bridge_engine.sharding import empty_pass, is_shard
 from bridge_engine.spec import TrainSpec
 from bridge_engine.vector import Vector
@@ -140,7 +140,7 @@ class TokenObjectives:
 
     def _surrogate(
         self,
-        batch: Padded,
+        batch: MicroBatch,
         names: tuple[str, ...],
         weight: float,
         totals: StepTotals,
@@ -196,7 +196,7 @@ class TokenObjectives:
 
     # ------------------------------------------------------------------ passes
 
-    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Padded, bool]]:
+    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's passes over the sequences, and whether each counts: where a pass is something
         all ranks do together, those with fewer make empty ones, on the shortest sequence."""
         mine = list(self._micro_batches(self.world.balanced(sequences)))
@@ -208,7 +208,7 @@ class TokenObjectives:
             for _ in range(idle):
                 yield batch, False
 
-    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[Padded]:
+    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[MicroBatch]:
         return micro_batches(
             sequences,
             self.spec.runtime.micro_batch,
