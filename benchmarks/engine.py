@@ -182,7 +182,7 @@ class Ours:
         configure(self.spec)
         self.trainer = Trainer(self.spec, Path(folder), EventWriter(Path(folder)))
         self.trainer.explorer.verifier = EveryOther()
-        self.trainer.policy.eos_ids = [-1]  # no token ends a completion
+        self.trainer.policy.eos_ids = []  # no token ends a completion
         self.progress = Progress(step=1)  # the first step of a run reports samples too
 
     @property
