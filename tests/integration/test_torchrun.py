@@ -17,6 +17,7 @@ import yaml
 
 from bridge_engine.checkpoint import load_tensors
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader
+from bridge_engine.methods import METHODS
 
 ENGINE = Path(__file__).parents[1] / "support" / "rank_engine.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ENGINE.parents[2])}
@@ -127,7 +128,7 @@ def wait_until_gone(pids, seconds):
 
 # --------------------------------------------------------------------------- as one process
 
-METHODS = {
+SPECS = {
     "sft": {"method": "sft"},
     "rl": {
         "method": "rl",
@@ -147,9 +148,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SPECS)
 def test_two_processes_train_what_one_does(tmp_path, name):
-    one, two = Run(tmp_path / "one", **METHODS[name]), Run(tmp_path / "two", **METHODS[name])
+    one, two = Run(tmp_path / "one", **SPECS[name]), Run(tmp_path / "two", **SPECS[name])
     alone = one.start(1)
     two.finish(2)
     assert alone.wait(timeout=60) == EXIT_DONE
@@ -157,7 +158,7 @@ def test_two_processes_train_what_one_does(tmp_path, name):
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-5)
     learnt = [m["frac_reward_zero_std"] for m in two.metrics() if "frac_reward_zero_std" in m]
     assert name == "sft" or min(learnt) < 1, "rewards that differ, or RL has been tested on nothing"
-    last = METHODS[name].get("steps", SPEC["steps"])
+    last = SPECS[name].get("steps", SPEC["steps"])
     expected, got = one.tensors(last), two.tensors(last)
     assert expected.keys() == got.keys()
     for key, tensor in expected.items():
@@ -198,6 +199,20 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(undisturbed, tmp_path, 
     assert run.samples() == undisturbed.samples()
     assert run.adapters()["step-000006"] == undisturbed.adapters()["step-000006"]
     assert [e.seq for e in run.events()] == list(range(1, len(run.events()) + 1))
+
+
+def test_every_method_resumes_bitwise_with_two_processes(tmp_path):
+    script = ENGINE.with_name("rank_resume.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", str(script), str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(done.stdout.splitlines()) == 2 * len(METHODS)
 
 
 def test_two_runs_of_two_processes_are_the_same_to_the_bit(undisturbed, tmp_path):

@@ -1,6 +1,7 @@
 """A trainer on bridge-tiny in a folder of its own, with verdicts that a test decides."""
 
 from bridge_engine.events import EventWriter
+from bridge_engine.process_group import Unheard
 from bridge_engine.rewards import Verdict
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_checks import resolve_spec
@@ -31,10 +32,11 @@ class ScriptedVerifier:
         ]
 
 
-def make_trainer(folder, **changes):
+def make_trainer(folder, world=None, **changes):
     """The trainer of SPEC with these changes, in a folder that is made if it is not there."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     spec = resolve_spec(TrainSpec.model_validate({**SPEC, **changes}))
-    made = Trainer(spec, folder, EventWriter(folder))
+    writes = world is None or world.is_first
+    made = Trainer(spec, folder, EventWriter(folder) if writes else Unheard(folder), world=world)
     made.explorer.verifier = ScriptedVerifier()
     return made

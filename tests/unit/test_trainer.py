@@ -10,6 +10,7 @@ from bridge_engine import run_state
 from bridge_engine.events import EventReader
 from bridge_engine.methods import METHODS, Exploration
 from bridge_engine.token_objectives import TokenObjectives
+from tests.support.resume import assert_resumes_bitwise
 from tests.support.training import SPEC, ScriptedVerifier, make_trainer
 
 
@@ -185,82 +186,8 @@ def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
         made._step(run_state.Progress())
 
 
-FOUR = {"name": "arithmetic", "split": "demos", "limit": 4}
-"""Four problems: at three a step, every step but the first ends an epoch and begins the next."""
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a process: nothing runs after it."""
-
-
-def until(steps, how):
-    """`stop_requested` of a trainer that is told to stop, or dies, after so many steps."""
-
-    def asked(made):
-        if _steps_said(made) < steps:
-            return False
-        if how == "killed":
-            raise Killed
-        return True
-
-    return asked
-
-
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bitwise(trainer, method, how):
+def test_every_method_resumes_bitwise(tmp_path, method, how):
     """In one process, at every step; `tests/engine` kills whole processes."""
-    changes = {
-        "method": {"name": method, "buffer": 3} if method == "relift" else method,
-        "data": {"prompts": FOUR, "demos": FOUR},
-        "steps": 4,
-        "eval": {"every": 1},  # which shows samples of every step
-        "checkpoint": {"every": 2},
-    }
-
-    def made(folder, stop=None):
-        one = trainer(folder, **changes)
-        one.explorer.verifier = ScriptedVerifier((True, *[False] * 7))  # every other group fails
-        if stop is not None:
-            one.stop_requested = lambda: stop(one)
-        return one
-
-    straight = made("straight")
-    assert straight.run()
-    for steps in (1, 3):
-        first = made(f"{how}{steps}", until(steps, how))
-        if how == "killed":
-            with pytest.raises(Killed):
-                first.run()
-        else:
-            assert first.run() is False
-        second = made(f"{how}{steps}")
-        assert second.run() is True
-        assert _figures(second) == _figures(straight)
-        assert _samples(second) == _samples(straight)
-        for name in straight.sets:
-            pairs = zip(second.sets[name].tensors, straight.sets[name].tensors, strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
-        export = "step-000004/adapter_model.safetensors"
-        again, once = (made.state.exports / export for made in (second, straight))
-        assert again.read_bytes() == once.read_bytes()
-
-
-def _steps_said(made):
-    return sum(e.type == "metric" for e in EventReader(made.events.path).read())
-
-
-def _figures(made):
-    rows = map(json.loads, made.events.metrics_path.read_text().splitlines())
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-
-def _samples(made):
-    """What was shown, each once, less what a resume took back."""
-    shown = {}
-    for event in EventReader(made.events.path).read(limit=10_000):
-        if event.type == "resume":
-            shown = {k: v for k, v in shown.items() if k[0] <= event.step}
-        if event.type == "sample":
-            shown[event.step, event.source, event.problem] = (event.completion, event.reward)
-    return shown
+    assert_resumes_bitwise(tmp_path, method, how)

@@ -5,6 +5,8 @@ W + s(B_θ A_θ + B_w A_w), losses as sums over single unpadded sequences, and a
 objectives. It shares no code with the engine but the model's architecture.
 """
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from bridge_engine.methods.mix import MixOptions
 from bridge_engine.methods.rl import RlOptions
 from bridge_engine.methods.sft import SftOptions
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import LoraSpec, OptimizerSpec
+from bridge_engine.spec import LoraSpec, OptimizerSpec, RlSpec
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.reference import Reference
 from tests.support.tiny import (
@@ -33,7 +35,7 @@ SGD = OptimizerSpec(name="sgd", max_grad_norm=None)
 NAMES = ("student", "teacher", "shadow")
 
 
-def one_step(options, names, *, micro_batch=64, demos=None, groups=None):
+def one_step(options, names, *, demos=None, groups=None, rl=None, **runtime):
     policy = random_policy(*names)
     method = make_method(options)
     rates = {"teacher": BETA}
@@ -45,7 +47,7 @@ def one_step(options, names, *, micro_batch=64, demos=None, groups=None):
     objectives = TokenObjectives(
         policy,
         method,
-        tiny_spec(options, micro_batch=micro_batch),
+        tiny_spec(options, rl=rl, **runtime),
         demos=demos if demos is not None else DEMOS,
         groups=groups if groups is not None else GROUPS,
         library=DEMOS,
@@ -118,6 +120,17 @@ def test_accumulation_is_invariant(options):
     single, _ = one_step(options, names, micro_batch=1)
     for name in names:
         assert_same(single[name], [p.detach() for p in whole[name]], tolerance=1e-8)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("loss", get_args(RlSpec.model_fields["loss"].annotation))
+def test_micro_batches_and_padding_change_no_loss(loss, packed):
+    rl = {"loss": loss, "kl_coef": 0.05, "clip_high": 0.3}
+    whole, _ = one_step(RlOptions(), ("student",), rl=rl)
+    for micro_batch in (1, 3):
+        runtime = {"micro_batch": micro_batch, "padding_free": packed}
+        parts, _ = one_step(RlOptions(), ("student",), rl=rl, **runtime)
+        assert_same(parts["student"], [p.detach() for p in whole["student"]], tolerance=1e-8)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])

@@ -1,0 +1,22 @@
+"""For torchrun: resumes every method bitwise, by all ranks together. FOLDER is the argument."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from bridge_engine.methods import METHODS
+from bridge_engine.ranks import join
+from tests.support.resume import assert_resumes_bitwise
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with join() as world:
+        assert world.size == 2
+        for method in METHODS:
+            for how, after in (("stopped", 1), ("killed", 3)):
+                folder = Path(sys.argv[1]) / method
+                assert_resumes_bitwise(folder / how, method, how, world, after=[after])
+                if world.is_first:
+                    print(f"{method} {how}", flush=True)
