@@ -125,7 +125,7 @@ def _naive(policy, batch):
     logprobs_BLV = torch.log_softmax(logits_BLV[:, :-1].float(), dim=-1)
     next_BL = batch.tokens_RL[:, 1:]
     logprobs_BL = logprobs_BLV.gather(2, next_BL.unsqueeze(2)).squeeze(2)
-    first = batch.prompt_lengths_B[0] - 1  # every prompt is as long
+    first = batch.firsts_B[0]  # every prompt is as long
     return (logprobs_BL[:, first : first + batch.mask_BT.shape[1]] * batch.mask_BT,)
 
 

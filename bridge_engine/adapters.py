@@ -74,7 +74,10 @@ class LoraLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.active:
             a, b = self.stacked(self.active)
-            y = y + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) * self.scale
+            # scaled while it is narrow, and added within the product: y is as wide as the layer
+            narrow = F.linear(x, a.to(x.dtype)) * self.scale
+            rows, wide = narrow.flatten(0, -2), y.flatten(0, -2)
+            y = torch.addmm(wide, rows, b.to(x.dtype).t()).view_as(y)
         return y
 
 

@@ -42,11 +42,13 @@ def completion_logprobs(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """
     with recomputing(model):
         hidden_RLD = model.base_model(
-            input_ids=batch.tokens_RL, position_ids=batch.position_ids_RL, use_cache=False
+            input_ids=batch.tokens_RL,
+            position_ids=batch.position_ids_RL,
+            attention_mask=batch.attention_R1LL,
+            use_cache=False,
         ).last_hidden_state
-    predictions_N = batch.predictions_N
-    hidden_ND = hidden_RLD.flatten(0, 1)[predictions_N]
-    targets_N = batch.tokens_RL.flatten()[predictions_N + 1]
+    hidden_ND = hidden_RLD.flatten(0, 1)[batch.predictions_N]
+    targets_N = batch.tokens_RL.flatten()[batch.targets_N]
     logprobs_N, entropy_N = target_logprobs(model, hidden_ND, targets_N)
     keep_BT = batch.mask_BT.bool()
     empty_BT = logprobs_N.new_zeros(keep_BT.shape)

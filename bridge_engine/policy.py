@@ -21,6 +21,7 @@ from bridge_engine.logits import check
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.models import materialize_model
 from bridge_engine.sequences import MicroBatch
+from bridge_engine.sharing import sharing_of
 from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
 from bridge_engine.template import end_tokens
 
@@ -54,6 +55,8 @@ class Policy:
         """Of a full student: the shadow's model, and the initial one where the KL term needs it."""
         self.module: Any = model
         """What a forward pass runs through; another one while a copy is in use."""
+        self.sharing = sharing_of(model)
+        """What sharing a prompt among its completions costs; None where that cannot be."""
         self.sharded = False
         """Has each rank but a share of a full student's weights (`bridge_engine.sharding`)?"""
 

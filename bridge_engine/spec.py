@@ -257,6 +257,9 @@ class RuntimeSpec(SpecModel):
     padding_free: bool = False
     """Lay the sequences of a micro-batch end to end instead of padding them. Pays off with
     flash attention; changes speed, never the update."""
+    share_prompts: bool = True
+    """Pass a prompt once for all completions of its group, where that saves computing and the
+    attention is torch's own. Changes speed, never the update."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """`auto` is torch's scaled dot-product attention."""
     gradient_checkpointing: bool = False

@@ -215,6 +215,7 @@ class TokenObjectives:
             pad_id=self.policy.pad_id,
             device=self.policy.device,
             packed=self.spec.runtime.padding_free,
+            sharing=self.policy.sharing if self.spec.runtime.share_prompts else None,
         )
 
     @contextmanager

@@ -216,7 +216,7 @@ def test_micro_batches_are_the_same_sequences_in_both_forms():
     ]
     assert [len(batch.mask_BT) for batch in forms[0]] == [3, 3, 1]
     for padded, packed in zip(*forms, strict=True):
-        for field in ("prompt_lengths_B", "mask_BT", "behaviour_BT", "weights_BT", "advantages_B"):
+        for field in ("mask_BT", "behaviour_BT", "weights_BT", "advantages_B"):
             assert torch.equal(getattr(padded, field), getattr(packed, field))
         assert packed.tokens_RL.numel() <= padded.tokens_RL.numel()
         ends = [len(s) for s in sorted(sequences, key=len)]

@@ -1,0 +1,135 @@
+"""Completions that share a prompt in one pass are what each is by itself, and it is done where it
+saves computing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bridge_engine.logprobs import completion_logprobs
+from bridge_engine.methods import METHODS
+from bridge_engine.sequences import TokenSequence, micro_batches, share
+from bridge_engine.sharing import Sharing, sharing_of
+from tests.support.tiny import full_policy, random_groups, random_policy
+from tests.unit.test_logprobs import CPU, assert_same, family, one_at_a_time, ours
+from tests.unit.test_updates import assert_same as assert_same_tensors
+from tests.unit.test_updates import one_step
+
+GROUPS = [
+    [
+        TokenSequence([5, 6, 7, 8], completion)
+        for completion in ([9, 10, 11, 12, 1], [9, 10, 1], [1], [9, 13, 14])
+    ],
+    [TokenSequence([15], completion) for completion in ([16, 17, 1], [16, 18, 19, 20, 21, 22])],
+    [TokenSequence([2, 3, 4], [22, 1])],
+]
+"""Completions that begin alike, that end at once, a prompt of one token, a group of one."""
+FREE = Sharing(token=1.0, pair=0.0)
+"""Of a model to which attention costs nothing."""
+
+
+def flat(groups):
+    return [sequence for group in groups for sequence in group]
+
+
+def share_all(groups):
+    return share(groups, pad_id=0, device=CPU)
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Llama", "Qwen3"])
+def test_shared_is_one_sequence_at_a_time(name):
+    model = family(name, "sdpa")
+    expected = one_at_a_time(model, flat(GROUPS))
+    assert_same(ours(model, share_all(GROUPS), flat(GROUPS)), expected, 1e-6)
+
+
+@pytest.mark.parametrize("make", [random_policy, full_policy])
+def test_shared_is_one_sequence_at_a_time_for_a_policy(make):
+    policy = make("student", "teacher")
+    with policy.using("student", "teacher"):
+        expected = one_at_a_time(policy.module, flat(GROUPS))
+        assert_same(ours(policy.module, share_all(GROUPS), flat(GROUPS)), expected, 1e-7)
+
+
+def test_what_one_completion_says_changes_no_bit_of_the_others():
+    model = family("Qwen2", "sdpa")
+    first = replace(GROUPS[0][0], completion=[17, 18, 19, 20, 21])
+    other = [[first, *GROUPS[0][1:]], *GROUPS[1:]]
+    with torch.no_grad():
+        one, _ = completion_logprobs(model, share_all(GROUPS))
+        two, _ = completion_logprobs(model, share_all(other))
+    assert not torch.isclose(one[0, :5], two[0, :5]).any()
+    assert torch.equal(one[1:], two[1:])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_every_sequence_is_in_one_micro_batch_of_at_most_the_size(size):
+    sequences = [replace(s, advantage=float(i)) for i, s in enumerate(flat(GROUPS), start=1)]
+    found = list(micro_batches(sequences, size, pad_id=0, device=CPU, sharing=FREE))
+    assert max(len(batch.mask_BT) for batch in found) <= size
+    advantages = [a for batch in found for a in batch.advantages_B.tolist()]
+    assert sorted(advantages) == list(range(1, len(sequences) + 1))
+    computed = sum(batch.tokens_RL.numel() for batch in found)
+    alone = micro_batches(sequences, size, pad_id=0, device=CPU)
+    assert size == 1 or computed < sum(batch.tokens_RL.numel() for batch in alone)
+
+
+@pytest.mark.parametrize("options", [page() for page in METHODS.values()], ids=lambda o: o.name)
+def test_no_methods_update_knows_of_it(options, monkeypatch):
+    if "imitation" in options.optimizers:
+        options = options.model_copy(update={"buffer": 1})
+    groups = [
+        replace(g, rollouts=[replace(s, prompt=g.rollouts[0].prompt) for s in g.rollouts])
+        for g in random_groups(2, 4, seed=4, demos=True)
+    ]
+    alone, _ = one_step(options, options.adapters, groups=groups, share_prompts=False)
+    shared = []
+    monkeypatch.setattr("bridge_engine.policy.sharing_of", lambda model: FREE)
+    monkeypatch.setattr(
+        "bridge_engine.sequences.share", lambda *a, **k: (shared.append(a), share(*a, **k))[1]
+    )
+    together, _ = one_step(options, options.adapters, groups=groups)
+    assert bool(shared) == (options.turns(0, 1).rewards is not None)
+    for name in options.adapters:
+        assert_same_tensors(together[name], [p.detach() for p in alone[name]], tolerance=1e-8)
+
+
+# --------------------------------------------------------------------------- where
+
+
+def group(prompt, completion, count=8):
+    return [TokenSequence([5] * prompt, [6] * completion) for _ in range(count)]
+
+
+def test_it_pays_for_long_prompts_and_not_for_one_completion_or_long_ones():
+    three_billion = Sharing(token=5.5e9, pair=4.0 * 2048 * 36)
+    assert three_billion.pays(group(300, 200))
+    assert not three_billion.pays(group(300, 200, count=1))
+    assert not three_billion.pays(group(100, 3000))
+    assert not Sharing(token=1.5e6, pair=2048.0).pays(group(11, 32))  # bridge-tiny's own
+
+
+def test_costs_are_those_of_the_model():
+    model = family("Qwen2", "sdpa")
+    found = sharing_of(model)
+    linear = sum(
+        m.weight.numel() for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)
+    )
+    assert found.token == pytest.approx(2 * linear, rel=0.05)  # and norms and biases
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "quirks"),
+    [
+        ("Qwen2", "eager", {}),
+        ("Gemma2", "eager", {}),
+        ("Mistral", "sdpa", {"sliding_window": 8}),
+        (
+            "Qwen2",
+            "sdpa",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        ),
+    ],
+)
+def test_another_attention_is_left_alone(name, attention, quirks):
+    assert sharing_of(family(name, attention, **quirks)) is None
