@@ -25,7 +25,7 @@ def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # nothing here reads memory that it has not written, so that filling it beforehand buys nothing
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     transformers.logging.disable_progress_bar()  # the log file is no terminal
     torch.manual_seed(spec.seed)  # nothing should draw from it; if something does, repeatably
     device = resolve_device(spec.runtime)
