@@ -93,6 +93,33 @@ class ParameterSet:
                     state[f"{index}/optimizer/{key}"] = torch.as_tensor(value)
         return state
 
+    def take_values(self, state: dict[str, Tensor]) -> None:
+        """Takes the values alone of what another run's `state()` gave; the optimiser is new.
+
+        Raises EngineError (`init_does_not_fit`) where the shapes are others.
+        """
+        values = {int(k.partition("/")[0]): v for k, v in state.items() if k.endswith("/value")}
+        wanted = [tuple(tensor.shape) for tensor in self.tensors]
+        given = [tuple(values[index].shape) for index in sorted(values)]
+        if wanted != given:
+            at = next(
+                (i for i, (w, g) in enumerate(zip(wanted, given, strict=False)) if w != g), -1
+            )
+            what = (
+                f"{len(given)} tensors for {len(wanted)}"
+                if at < 0
+                else (f"tensor {at} is {given[at]}, not {wanted[at]}")
+            )
+            raise EngineError(
+                f"the {self.name} of the checkpoint to start from is of another shape ({what}); "
+                "the model or the adapters are not those it was trained with",
+                code="init_does_not_fit",
+                param="init",
+            )
+        with torch.no_grad():
+            for index, tensor in enumerate(self.tensors):
+                tensor.copy_(like(values[index], tensor))
+
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state()` gave, to the last bit."""
         self._steps_taken = int(state["steps_taken"])

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from bridge_engine.checkpoint import (
+    is_whole,
     load_tensors,
     newest_whole,
     prune,
@@ -25,6 +26,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluate import Score
 from bridge_engine.events import Checkpoint
 from bridge_engine.export import AdapterCard, write_exports
+from bridge_engine.initial_parameters import unfit
 from bridge_engine.methods import Method
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
@@ -209,6 +211,44 @@ class RunState:
         self.method.load(document.get("method", {}))
         return Progress(**document["progress"]), torn
 
+    def start_from(self, folder: Path) -> list[str]:
+        """Takes another run's parameters from its checkpoint; the sets it has none of, which stay
+        as they are. Optimisers, progress and the order of data are a new run's.
+
+        Raises EngineError (`init_missing`, `init_damaged`, `init_does_not_fit`).
+        """
+        if not self.world.first(folder.is_dir):
+            raise EngineError(
+                f"the spec's init names a checkpoint, and {folder} is not there; a job submitted to "
+                "the service has it put there, a run started by hand needs a copy of a folder of "
+                "another run's checkpoints/",
+                code="init_missing",
+                param="init",
+            )
+        if not self.world.first(lambda: is_whole(folder)):
+            raise EngineError(
+                f"the checkpoint in {folder}, from which the run should start, is damaged; fork "
+                "from another step",
+                code="init_damaged",
+                param="init.step",
+            )
+        document = json.loads((folder / "state.json").read_text())
+        if errors := unfit(TrainSpec.model_validate(document["spec"]), self.spec):
+            raise EngineError(errors[0].message, code=errors[0].code, param=errors[0].param)
+        fresh = []
+        for name, parameters in self.sets.items():
+            if name in self.method.options.optimizers:
+                continue  # a further optimiser of tensors that another set has
+            file = folder / f"{name}.safetensors"
+            if self.world.first(file.is_file):
+                parameters.take_values(load_tensors(file))
+            elif name == "shadow":
+                parameters.toward(self.sets["student"], 1.0)
+                fresh.append("shadow (a copy of the student)")
+            else:
+                fresh.append(name)
+        return fresh
+
     def _newest(self) -> tuple[Path | None, list[Path]]:
         """The same of the folders alone; what crashes left behind is cleared away."""
         for parent in (self.checkpoints, self.exports, self.models):
@@ -256,4 +296,4 @@ def spec_sha256(spec: TrainSpec) -> str:
 
 
 def _document(spec: TrainSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True, exclude={"name"})
+    return spec.model_dump(mode="json", by_alias=True, exclude={"name", "resources"})

@@ -266,6 +266,24 @@ class RuntimeSpec(SpecModel):
     """Compute activations twice instead of keeping them. Changes memory, never the update."""
 
 
+class ResourcesSpec(SpecModel):
+    """What the worker must have. It changes where a job runs, and not what it trains."""
+
+    gpus: Annotated[int, Field(ge=0, le=8)] | None = None
+    """GPUs the job gets, and more than one of them a process each (docs/scale.md). null: any worker
+    takes it, and gives it one GPU if it has GPUs; for runtime.device cpu it is 0, for cuda 1."""
+
+
+class InitSpec(SpecModel):
+    """The checkpoint of another job whose parameters training starts from: those of its student,
+    teacher and shadow. Optimisers, progress and the order of data begin anew."""
+
+    job: Annotated[str, Field(pattern=r"^job_[0-9a-z]{1,64}$")]
+    """The job's id."""
+    step: Annotated[int, Field(ge=0)] | Literal["best", "latest"] = "latest"
+    """Step of the checkpoint; the service writes the number for `best` and `latest`."""
+
+
 # --------------------------------------------------------------------------- the job
 
 
@@ -297,6 +315,15 @@ class TrainSpec(SpecModel):
     checkpoint: CheckpointSpec = CheckpointSpec()
     export: ExportSpec = ExportSpec()
     runtime: RuntimeSpec = RuntimeSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    init: InitSpec | None = None
+    """Start from another job's parameters instead of the base model's."""
+
+    @property
+    def needs_gpus(self) -> int | None:
+        """GPUs the job cannot do without; None: it takes what there is."""
+        device = {"cpu": 0, "cuda": 1}.get(self.runtime.device)
+        return device if self.resources.gpus is None else self.resources.gpus
 
     @field_validator("model")
     @classmethod
@@ -320,6 +347,9 @@ class TrainSpec(SpecModel):
             raise _impossible(
                 "rl.mini_batches", "there are fewer problems in a step than mini-batches"
             )
+        gpus, device = self.resources.gpus, self.runtime.device
+        if (device == "cpu" and gpus) or (device == "cuda" and gpus == 0):
+            raise _impossible("resources.gpus", f"runtime.device is {device}, gpus is {gpus}")
         if self.export.svd_rank is not None and self.student.form == "lora":
             raise _impossible(
                 "export.svd_rank",

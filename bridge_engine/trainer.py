@@ -14,6 +14,7 @@ from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.events import Done, EventWriter, Log, Metric, Phase, Resume, Stopped
 from bridge_engine.exploration import Explorer
 from bridge_engine.groups import RolloutGroup
+from bridge_engine.initial_parameters import FOLDER
 from bridge_engine.methods import make_method
 from bridge_engine.metrics import Metrics
 from bridge_engine.parameters import ParameterSet
@@ -149,6 +150,12 @@ class Trainer:
             return progress
         if self.events.started_before:  # an earlier attempt died before its first checkpoint
             self.events.emit(Resume(step=-1))
+        if self.spec.init is not None:
+            fresh = self.state.start_from(self.state.root / FOLDER)
+            begins = f"starts from step {self.spec.init.step} of {self.spec.init.job}"
+            self.events.emit(
+                Log(message=begins + (f"; begins fresh: {', '.join(fresh)}" if fresh else ""))
+            )
         progress = Progress()
         metrics = self._evaluate(progress)
         if metrics:

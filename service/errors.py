@@ -216,7 +216,7 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, NotFound):
         refusal = ApiError(404, f"unknown_{error.kind}", error.message, given=error.id)
     elif isinstance(error, Conflict):
-        refusal = ApiError(409, error.code, error.message)
+        refusal = ApiError(409, error.code, error.message, allowed=error.allowed)
     elif isinstance(error, StoreUnavailable):
         refusal = ApiError(
             503,

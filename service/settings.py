@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import shlex
 import sys
 from functools import lru_cache
@@ -76,6 +77,15 @@ class Settings(BaseSettings):
     again when more jobs wait than the broker holds messages."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """A job that broke down this often in a row without a new checkpoint is given up."""
+    relay_window: Annotated[int, Field(ge=1)] = 4
+    """Messages of a queue that may lie at the broker unanswered. More keep more idle workers busy;
+    a job of a higher priority that comes later has so many before it."""
+    queues: Annotated[list[str], NoDecode] = []
+    """What a worker takes, with commas between: `any`, `cpu`, `gpu`, `gpu:2` … `gpu:8`; default:
+    all that its GPUs can serve."""
+    gpus: Annotated[list[str] | None, NoDecode] = None
+    """Ids of the GPUs that a worker may use, as in CUDA_VISIBLE_DEVICES, with commas between, or
+    `none`; default: those that nvidia-smi shows."""
     worker_slots: Annotated[int, Field(ge=1)] = 1
     """Jobs a local worker runs at the same time."""
     engine_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "bridge_engine"]
@@ -88,12 +98,29 @@ class Settings(BaseSettings):
             return value
         return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "queues", "gpus", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         return [name for name in (part.strip() for part in value.split(",")) if name]
+
+    @field_validator("queues")
+    @classmethod
+    def _known_queues(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.fullmatch(r"any|cpu|gpu(:[2-8])?", name):
+                raise ValueError(
+                    f"{name!r} is not a queue: any, cpu, gpu, gpu:2 … gpu:8, with commas between"
+                )
+        return list(dict.fromkeys(value))
+
+    @field_validator("gpus")
+    @classmethod
+    def _each_once(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"it names a GPU twice: {','.join(value)}")
+        return [] if value == ["none"] else value
 
     @field_validator("allowed_hosts")
     @classmethod

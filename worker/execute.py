@@ -11,14 +11,16 @@ import errno
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from bridge_engine.errors import EngineError
 from bridge_engine.events import Done, Failed
 from service.settings import Settings
 from service.store import Claim, JobRow, StaleAttempt, Store, StoreUnavailable, breakdown
-from worker import log
+from worker import gpus, log
 from worker.forward import Ending, Forwarder
+from worker.gpus import Gpus
 from worker.lease import Lease
 from worker.process import Engine, death
 from worker.rundir import locked, prepare
@@ -29,19 +31,30 @@ PAUSE = 0.5
 
 
 def execute_job(
-    job_id: str, *, store: Store, settings: Settings, worker_id: str, stop: threading.Event
+    job_id: str,
+    *,
+    store: Store,
+    settings: Settings,
+    worker_id: str,
+    stop: threading.Event,
+    holds: Gpus | None = None,
 ) -> str | None:
-    """Runs the job if it waits; its status afterwards, None if there was nothing to do.
+    """Runs the job if it waits and may run; its status afterwards, None if there was nothing to do.
+    `holds`: the worker's GPUs.
 
     Setting `stop` lets the engine save and hands the job back. Raises StoreUnavailable only if the
     job could not be claimed.
     """
     since = time.monotonic()
-    claim = store.claim(job_id, worker_id, settings.lease_seconds)
+    holds = holds or Gpus(())
+    claim = holds.claim(partial(store.claim, job_id, worker_id, settings.lease_seconds))
     if claim is None:
-        log.info("not queued, message dropped", job=job_id)
+        log.info("not queued, or not to be run here and now: message dropped", job=job_id)
         return None
-    return run_claim(claim, since=since, store=store, settings=settings, stop=stop)
+    try:
+        return run_claim(claim, since=since, store=store, settings=settings, stop=stop)
+    finally:
+        holds.give_back(claim)
 
 
 def run_claim(
@@ -112,15 +125,15 @@ def _supervise(
         if isinstance(forward.ending, Done | Failed):
             return forward.ending, None
         forward.ending = None
-        uploads = {"BRIDGE_UPLOADS_DIR": str(settings.uploads_dir)}
-        command = settings.engine_command
-        with Engine.start(command, spec, run, lock=lock, environment=uploads) as engine:
+        environment = {"BRIDGE_UPLOADS_DIR": str(settings.uploads_dir), **gpus.environment(claim)}
+        command = gpus.command(claim, settings.engine_command)
+        with Engine.start(command, spec, run, lock=lock, environment=environment) as engine:
             log.info("engine started", job=claim.job.id, attempt=claim.attempt, pid=engine.pid)
             while (status := engine.wait(settings.poll_seconds)) is None:
                 if lease.lost:
                     engine.kill()
                     raise StaleAttempt(claim.job.id, claim.attempt)
-                if lease.cancel_wanted or stop.is_set():
+                if lease.stop_wanted or stop.is_set():
                     engine.stop(settings.grace_seconds)
                 if forward.ending is not None:
                     engine.expect_exit(settings.grace_seconds)

@@ -57,3 +57,5 @@ class Forwarder:
 
     def _look_at(self, last: Event) -> None:
         self.ending = last if isinstance(last, Ending) else None
+        if isinstance(last, Failed) and last.seq <= self._claim.job.retried_seq:
+            self.ending = None  # its owner has had it tried again since then

@@ -40,9 +40,9 @@ class Lease:
         return self._fenced or time.monotonic() - self._renewed > self._settings.lease_seconds
 
     @property
-    def cancel_wanted(self) -> bool:
-        """The job's owner wants it to stop."""
-        return self._wanted == "cancel"
+    def stop_wanted(self) -> bool:
+        """The job's owner wants it to stop, for now (a pause) or for good."""
+        return self._wanted != "run"
 
     def __enter__(self) -> Lease:
         self._thread.start()

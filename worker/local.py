@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 from service.settings import Settings
 from service.store import Store, StoreUnavailable
 from worker import log
 from worker.execute import run_claim
+from worker.gpus import Gpus
 from worker.presence import Presence
 from worker.reconcile import reconcile_forever
+from worker.serving import announced, lease_of
 
 
 def run_local(store: Store, settings: Settings, stop: threading.Event) -> None:
-    """Runs jobs in `worker_slots` slots, oldest first, until `stop` is set; then lets the engines
-    save, hands their jobs back and returns."""
-    with Presence(settings.home) as presence:
+    """Runs jobs in `worker_slots` slots, in their order (`service.store.queues`), until `stop` is
+    set; then lets the engines save, hands their jobs back and returns."""
+    gpus = Gpus.of(settings)
+    with (
+        Presence(settings.home) as presence,
+        announced(
+            store,
+            presence.name,
+            gpus.queues,
+            gpus=len(gpus.ids),
+            slots=settings.worker_slots,
+            lease=lease_of(settings),
+        ),
+    ):
         _take_over(store, presence)
         slots = [
             threading.Thread(
                 target=_slot,
-                args=(f"{presence.name}:{number}", store, settings, stop),
+                args=(f"{presence.name}:{number}", store, settings, gpus, stop),
                 name=f"slot-{number}",
             )
             for number in range(settings.worker_slots)
@@ -48,16 +62,21 @@ def _take_over(store: Store, presence: Presence) -> None:
         presence.forget_dead()
 
 
-def _slot(worker_id: str, store: Store, settings: Settings, stop: threading.Event) -> None:
+def _slot(
+    worker_id: str, store: Store, settings: Settings, gpus: Gpus, stop: threading.Event
+) -> None:
     """One job after the other."""
     quiet = True
     while not stop.is_set():
         since = time.monotonic()
         try:
-            claim = store.claim_next(worker_id, settings.lease_seconds)
+            claim = gpus.claim(partial(store.claim_next, worker_id, settings.lease_seconds))
             quiet = True
             if claim is not None:
-                run_claim(claim, since=since, store=store, settings=settings, stop=stop)
+                try:
+                    run_claim(claim, since=since, store=store, settings=settings, stop=stop)
+                finally:
+                    gpus.give_back(claim)
                 continue
         except StoreUnavailable as error:
             if quiet:

@@ -3,6 +3,9 @@
 A message is sent at least once. It may be sent twice (this process died before it wrote down that
 it had sent it) and it may be lost (the broker lost its memory): then the job is still there, its
 message is still in the outbox, and it is sent again when more jobs wait than messages do.
+
+Messages go out in the order of `service.store.queues`, to the queue named after what the job needs,
+and a few at a time only: a job of a higher priority that comes later is not behind all the others.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ import time
 from kombu.exceptions import ChannelError, OperationalError
 
 from service.settings import Settings
-from service.store import Store, StoreUnavailable
+from service.store import QUEUES, Store, StoreUnavailable
 from worker import log
 from worker.reconcile import reconcile_forever
-from worker.tasks import QUEUE, app, run_job
+from worker.tasks import app, run_job
 
 
 def run_relay(store: Store, settings: Settings, stop: threading.Event) -> None:
@@ -26,7 +29,7 @@ def run_relay(store: Store, settings: Settings, stop: threading.Event) -> None:
     quiet, looked = True, time.monotonic()
     while not stop.is_set():
         try:
-            relay(store)
+            relay(store, settings.relay_window)
             if time.monotonic() - looked > settings.reconcile_seconds:
                 looked = time.monotonic()
                 resend(store, settings.resend_seconds)
@@ -39,14 +42,17 @@ def run_relay(store: Store, settings: Settings, stop: threading.Event) -> None:
     reconciler.join()
 
 
-def relay(store: Store) -> int:
-    """Sends what the outbox holds; how many messages that were."""
-    batch = store.outbox_batch()
-    for message in batch:
-        run_job.apply_async(args=[message.job_id])
+def relay(store: Store, window: int) -> int:
+    """Sends the messages whose turn it is, at most `window` of a queue that nobody has answered
+    yet; how many that were."""
+    count = 0
+    while (found := store.next_message(window)) is not None:
+        message, queue = found
+        run_job.apply_async(args=[message.job_id], queue=queue)
         store.mark_sent([message.id])
-        log.info("message sent", job=message.job_id)
-    return len(batch)
+        log.info("message sent", job=message.job_id, queue=queue)
+        count += 1
+    return count
 
 
 def resend(store: Store, after_seconds: float) -> None:
@@ -54,15 +60,20 @@ def resend(store: Store, after_seconds: float) -> None:
 
     Its queue need not be empty: under load it never is, and a lost message must not wait for that.
     """
-    if count := store.resend_unclaimed(after_seconds, queue_length()):
+    if count := store.resend_unclaimed(after_seconds, queue_lengths()):
         log.warning("messages were lost, sending again", count=count)
 
 
-def queue_length() -> int:
-    """Messages that wait at the broker."""
+def queue_lengths() -> dict[str, int]:
+    """Messages that wait at the broker, by queue."""
+    lengths = {}
     with app.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, timeout=5)
-        try:
-            return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
-        except ChannelError:
-            return 0  # Redis forgets an empty list
+        for queue in QUEUES:
+            with connection.channel() as channel:
+                try:
+                    declared = channel.queue_declare(queue, passive=True)
+                    lengths[queue] = int(declared.message_count)
+                except ChannelError:
+                    lengths[queue] = 0  # Redis forgets an empty list
+    return lengths

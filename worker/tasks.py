@@ -1,6 +1,7 @@
 """The Celery app: one task, `run_job(job_id)`.
 
-    celery -A worker.tasks worker
+    celery -A worker.tasks worker                 what its GPUs can serve, or BRIDGE_QUEUES
+    celery -A worker.tasks worker -Q gpu,gpu:2    these queues alone
 
 A message is a hint that a job waits; it carries the job's id and nothing else. It is acknowledged
 when it is taken: what a lost worker leaves undone comes back through the database, not the broker.
@@ -9,22 +10,24 @@ when it is taken: what a lost worker leaves undone comes back through the databa
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
 from celery import Celery, signals
+from kombu.entity import Exchange, Queue
 
 from service.settings import get_settings
 from service.store import Store
 from worker import log
 from worker.execute import execute_job
+from worker.gpus import Gpus
 from worker.presence import worker_name
-
-QUEUE = "bridge"
+from worker.serving import announced, lease_of
 
 app = Celery("bridge", broker=get_settings().redis_url, set_as_current=False)
 app.conf.update(
-    task_default_queue=QUEUE,
+    task_default_queue="any",
     task_acks_late=False,
     task_ignore_result=True,
     task_publish_retry=False,  # the relay tries again by itself
@@ -42,11 +45,17 @@ app.conf.update(
 
 _NAME = worker_name()
 _stop = threading.Event()
+_serving = ExitStack()
 
 
 @lru_cache(maxsize=1)
 def _store() -> Store:
     return Store.from_settings()
+
+
+@lru_cache(maxsize=1)
+def _gpus() -> Gpus:
+    return Gpus.of(get_settings())
 
 
 @app.task(name="run_job")  # type: ignore[untyped-decorator]
@@ -61,6 +70,32 @@ def run_job(job_id: str) -> None:
         settings=get_settings(),
         worker_id=f"{_NAME}:{threading.current_thread().name}",
         stop=_stop,
+        holds=_gpus(),
+    )
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def _on_init(conf: Any, **_: Any) -> None:
+    """What a worker serves unless `-Q` says so. Only a worker looks for GPUs, the relay does not."""
+    conf.task_queues = [
+        Queue(name, Exchange(name), name)  # type: ignore[no-untyped-call]
+        for name in _gpus().queues
+    ]
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _on_ready(sender: Any, **_: Any) -> None:
+    gpus, settings = _gpus(), get_settings()
+    gpus.queues = tuple(sender.app.amqp.queues.consume_from)
+    _serving.enter_context(
+        announced(
+            _store(),
+            _NAME,
+            gpus.queues,
+            gpus=len(gpus.ids),
+            slots=sender.controller.concurrency,
+            lease=lease_of(settings),
+        )
     )
 
 
@@ -68,6 +103,11 @@ def run_job(job_id: str) -> None:
 def _on_shutdown(**_: Any) -> None:
     """SIGTERM: Celery waits for its tasks; this tells the engines to save and leave."""
     _stop.set()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _on_shutdown_done(**_: Any) -> None:
+    _serving.close()
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

@@ -4,6 +4,7 @@
 back detached: they are what was true when they were read.
 """
 
+from service.store.claims import Claim
 from service.store.errors import (
     Conflict,
     NotFound,
@@ -13,7 +14,6 @@ from service.store.errors import (
     breakdown,
 )
 from service.store.ids import new_id
-from service.store.leases import Claim
 from service.store.models import (
     AdapterRow,
     AttemptRow,
@@ -22,13 +22,18 @@ from service.store.models import (
     EventRow,
     JobRow,
     OutboxRow,
+    ProjectRow,
     SampleRow,
+    WorkerRow,
 )
+from service.store.queues import QUEUES, Offer
 from service.store.series import Point
-from service.store.status import STATUSES, TERMINAL, TRANSITIONS, Status
+from service.store.status import REQUESTS, STATUSES, TERMINAL, TRANSITIONS, Request, Status
 from service.store.store import Store
 
 __all__ = [
+    "QUEUES",
+    "REQUESTS",
     "STATUSES",
     "TERMINAL",
     "TRANSITIONS",
@@ -41,14 +46,18 @@ __all__ = [
     "EventRow",
     "JobRow",
     "NotFound",
+    "Offer",
     "OutboxRow",
     "Point",
+    "ProjectRow",
+    "Request",
     "SampleRow",
     "StaleAttempt",
     "Status",
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "WorkerRow",
     "breakdown",
     "new_id",
 ]

@@ -125,11 +125,30 @@ class Database:
             yield session
 
     @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A bare connection, for migrations: on SQLite one transaction, as `write`; on Postgres
+        none has begun."""
+        with self._explained(), self.engine.connect() as connection:
+            if self.engine.dialect.name == "sqlite":
+                with connection.begin():
+                    yield connection
+            else:
+                yield connection
+
+    @contextmanager
     def _session(self, read_only: bool) -> Iterator[Session]:
         engine = self.engine.execution_options(read_only=read_only)
+        with (
+            self._explained(),
+            Session(engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
+            yield
         except SQLAlchemyError as error:
             if (unavailable := _unavailable(error, self.engine.dialect, self._where)) is None:
                 raise

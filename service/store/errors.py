@@ -23,11 +23,13 @@ class NotFound(StoreError):
 
 
 class Conflict(StoreError):
-    """The request contradicts what is stored; `code` is a stable snake_case word."""
+    """The request contradicts what is stored; `code` is a stable snake_case word, `allowed` what
+    is possible instead, where that can be listed."""
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: str, allowed: list[str] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.allowed = allowed
 
 
 class StaleAttempt(StoreError):

@@ -1,13 +1,12 @@
-"""Jobs as their owners see them: create, look at, cancel."""
+"""Jobs as their owners see them: create, look at."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,33 +14,50 @@ from bridge_engine.spec import JobSpec
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
-from service.store.models import AttemptRow, JobRow, OutboxRow
+from service.store.models import DEFAULT_PROJECT, AttemptRow, JobRow
+from service.store.outbox import announce
+from service.store.projects import found_project
+from service.store.queues import queue_of
 
 
 class Jobs(Database):
     """The part of the store that the API works with."""
 
     def create_job(
-        self, spec: JobSpec, *, total_steps: int, idempotency_key: str | None = None
+        self,
+        spec: JobSpec,
+        *,
+        total_steps: int,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+        project_id: str = DEFAULT_PROJECT,
+        priority: int = 0,
+        forked_from: tuple[str, int | None] | None = None,
+        request: object = None,
     ) -> tuple[JobRow, bool]:
         """Queues a job and the message about it, in one transaction.
 
         With an idempotency key that was used before, returns the job it made and False; raises
-        Conflict (`idempotency_key_reused`) if that was made from another spec.
+        Conflict (`idempotency_key_reused`) if that was made by another request: `request` (default:
+        the spec). `job_id` is one that nobody has, `forked_from` a job and a step of it. Raises
+        NotFound if there is no such project.
         """
         content = clean(spec.model_dump(mode="json", by_alias=True))
-        digest = _digest(content)
-        if idempotency_key is not None and (first := self._same_request(idempotency_key, digest)):
+        request = content if request is None else request
+        if first := self.same_request(idempotency_key, request):
             return first, False
         now = datetime.now(UTC)
         job = JobRow(
-            id=new_id("job"),
+            id=job_id or new_id("job"),
             kind=spec.kind,
             name=clean(spec.name),
             method=spec.method.name,
             model=spec.model,
             status="queued",
             wanted="run",
+            project_id=project_id,
+            queue=queue_of(spec.needs_gpus),
+            priority=priority,
             spec=content,
             error=None,
             result=None,
@@ -50,6 +66,12 @@ class Jobs(Database):
             lost_attempts=0,
             worker_id=None,
             lease_expires_at=None,
+            claimed_at=None,
+            gpus_held=0,
+            retries=0,
+            retried_seq=0,
+            forked_from=forked_from[0] if forked_from else None,
+            forked_step=forked_from[1] if forked_from else None,
             progress_step=0,
             total_steps=total_steps,
             best_step=None,
@@ -59,27 +81,34 @@ class Jobs(Database):
             started_at=None,
             finished_at=None,
             idempotency_key=idempotency_key,
-            idempotency_hash=digest if idempotency_key is not None else None,
+            idempotency_hash=_digest(request) if idempotency_key is not None else None,
         )
         try:
             with self.write() as session:
+                found_project(session, project_id)
                 session.add(job)
                 session.flush()
-                session.add(OutboxRow(job_id=job.id, created_at=now))
+                announce(session, job.id)
         except IntegrityError:
             # Lost a race for the same key; whoever won made the job.
             if idempotency_key is None:
                 raise
-            first = self._same_request(idempotency_key, digest)
+            first = self.same_request(idempotency_key, request)
             if first is None:
                 raise
             return first, False
         return job, True
 
-    def _same_request(self, key: str, digest: str) -> JobRow | None:
+    def same_request(self, key: str | None, request: object) -> JobRow | None:
+        """The job that a request with this idempotency key has made; None if there is none.
+
+        Raises Conflict (`idempotency_key_reused`) if that was another request.
+        """
+        if key is None:
+            return None
         with self.read() as session:
             job = session.scalar(select(JobRow).where(JobRow.idempotency_key == key))
-        if job is not None and job.idempotency_hash != digest:
+        if job is not None and job.idempotency_hash != _digest(request):
             raise Conflict(
                 f"the idempotency key {key!r} was used for job {job.id} with another spec; use a "
                 "new key for a new job",
@@ -99,6 +128,7 @@ class Jobs(Database):
         status: str | None = None,
         method: str | None = None,
         name: str | None = None,
+        project_id: str | None = None,
     ) -> tuple[list[JobRow], bool]:
         """Jobs, newest first, and whether there are more.
 
@@ -114,22 +144,11 @@ class Jobs(Database):
             query = query.where(JobRow.method == method)
         if name is not None:
             query = query.where(JobRow.name == name)
+        if project_id is not None:
+            query = query.where(JobRow.project_id == project_id)
         with self.read() as session:
             jobs = session.scalars(query).all()
         return list(jobs[:limit]), len(jobs) > limit
-
-    def request_cancel(self, job_id: str) -> JobRow:
-        """Wants the job to stop. A queued job is cancelled at once, a running one as soon as its
-        engine has saved; one that ended stays as it is. Asking twice is the same as once."""
-        with self.write() as session:
-            job = found(session, job_id, lock=True)
-            if job.status == "queued":
-                job.status, job.wanted = "cancelled", "cancel"
-                job.finished_at = datetime.now(UTC)
-                forget_messages(session, [job_id])
-            elif job.status == "running":
-                job.status, job.wanted = "cancelling", "cancel"
-            return job
 
     def attempts(self, job_id: str) -> list[AttemptRow]:
         """Every try at the job, in order; raises NotFound."""
@@ -152,11 +171,6 @@ def found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     if job is None:
         raise NotFound("job", job_id)
     return job
-
-
-def forget_messages(session: Session, job_ids: Sequence[str]) -> None:
-    """Deletes the jobs' messages: they have been understood, or nobody needs to hear them."""
-    session.execute(delete(OutboxRow).where(OutboxRow.job_id.in_(job_ids)))
 
 
 def _digest(content: object) -> str:

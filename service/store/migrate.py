@@ -21,6 +21,8 @@ from service.store.database import Database
 LOCK_TIMEOUT = "5s"
 """On Postgres. A table lock waited for longer than this blocks the readers queued behind it."""
 STATEMENT_TIMEOUT = "5min"
+LONGEST_WAIT = 600.0
+"""Seconds to wait for another process's migrations."""
 ADVISORY_LOCK = 7_305_129
 """Any number, the same in every process that migrates."""
 
@@ -70,8 +72,8 @@ def make_folder(url: str) -> None:
 def _with_connection(url: str, revision: str, run: Callable[[Config, str], None]) -> None:
     database, settings = Database(url), config(url)
     try:
-        with database.write() as session:
-            settings.attributes["connection"] = session.connection()
+        with database.connection() as connection:
+            settings.attributes["connection"] = connection
             run(settings, revision)
     finally:
         database.close()

@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -72,6 +73,43 @@ def _job_key() -> Any:
     return mapped_column(String, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
+DEFAULT_PROJECT = "default"
+"""The project of whoever names none; the migration creates it."""
+
+
+class ProjectRow(Row):
+    """Whose jobs these are, how many may run at a time, and what they may use up."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(String, primary_key=True)
+    name: Mapped[str] = mapped_column(String)
+    max_running: Mapped[int | None]
+    """Jobs that workers may hold at a time; None: any number."""
+    gpu_hours: Mapped[float | None] = mapped_column(Double)
+    """No job that needs a GPU is started once these are used up; None: no limit."""
+    gpu_seconds_used: Mapped[float] = mapped_column(Double, server_default=text("0"))
+    """By attempts that have ended: seconds held times GPUs held."""
+    served_at: Mapped[float | None] = mapped_column(Double)
+    """When a job of it was last claimed, by the database's clock: see `queues`."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WorkerRow(Row):
+    """A worker process that lives, and what it serves. Told anew every few seconds."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String, primary_key=True)
+    queues: Mapped[list[str]] = mapped_column(Json)
+    gpus: Mapped[int]
+    """GPUs it may use, free or not."""
+    slots: Mapped[int]
+    """Jobs it runs at the same time."""
+    expires_at: Mapped[float] = mapped_column(Double)
+    """Seconds since the epoch by the database's clock: silent for so long, it counts as gone."""
+
+
 class JobRow(Row):
     """A job: what was asked for, where it stands, who works on it."""
 
@@ -82,6 +120,17 @@ class JobRow(Row):
         Index(None, "method", "id"),
         Index(None, "name", "id"),
         Index(None, "status", "lease_expires_at"),
+        Index(None, "project_id", "id"),
+        # Where what is taken next of a project and a queue is found: see `queues`.
+        Index(
+            "ix_jobs_waiting",
+            "project_id",
+            "queue",
+            "priority",
+            "id",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String, primary_key=True)
@@ -93,7 +142,12 @@ class JobRow(Row):
     status: Mapped[str] = mapped_column(String)
     """See `service.store.status`."""
     wanted: Mapped[str] = mapped_column(String)
-    """What its owner wants: `run` or `cancel`."""
+    """What its owner wants: `run`, `pause` or `cancel`."""
+    project_id: Mapped[str] = mapped_column(String, server_default=DEFAULT_PROJECT)
+    queue: Mapped[str] = mapped_column(String, server_default="any")
+    """What a worker must have to run it: see `service.store.queues`."""
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    """-100…100; higher ones are taken first."""
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
     """The resolved spec: every default filled in."""
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -110,6 +164,18 @@ class JobRow(Row):
     worker_id: Mapped[str | None] = mapped_column(String)
     lease_expires_at: Mapped[float | None] = mapped_column(Double)
     """Seconds since the epoch by the database's clock."""
+    claimed_at: Mapped[float | None] = mapped_column(Double)
+    """The same, of the attempt that holds it."""
+    gpus_held: Mapped[int] = mapped_column(server_default=text("0"))
+    """GPUs that its attempt was given; 0 while nobody holds it."""
+    retries: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often its owner has had it tried again after its end."""
+    retried_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The last event's seq at the latest retry: an end told up to there is no end any more."""
+    forked_from: Mapped[str | None] = mapped_column(String)
+    """The job it was made from."""
+    forked_step: Mapped[int | None]
+    """The checkpoint of that job whose parameters it starts from; None: it starts afresh."""
 
     progress_step: Mapped[int]
     total_steps: Mapped[int]
@@ -159,6 +225,8 @@ class OutboxRow(Row):
     )
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    not_before: Mapped[float | None] = mapped_column(Double)
+    """A worker could not take the job: it is not told again until then, by the database's clock."""
 
 
 class AttemptRow(Row):
@@ -171,9 +239,11 @@ class AttemptRow(Row):
     worker_id: Mapped[str] = mapped_column(String)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    gpus: Mapped[int] = mapped_column(server_default=text("0"))
+    """GPUs it was given."""
     outcome: Mapped[str | None] = mapped_column(String)
-    """`succeeded`, `failed`, `cancelled`, `released` (handed back) or `lost` (broke down, also
-    while its job was being cancelled); None as it runs."""
+    """`succeeded`, `failed`, `cancelled`, `paused`, `released` (handed back) or `lost` (broke down,
+    also while its job was being cancelled or paused); None as it runs."""
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
 

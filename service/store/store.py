@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from service.settings import Settings, get_settings
 from service.store.adapters import Adapters
+from service.store.claims import Claims
+from service.store.control import Control
 from service.store.datasets import Datasets
 from service.store.jobs import Jobs
 from service.store.leases import Leases
+from service.store.outbox import Outbox
+from service.store.projects import Projects
 from service.store.series import Series
 from service.store.stream import Stream
 
 
-class Store(Jobs, Leases, Stream, Series, Adapters, Datasets):
+class Store(Jobs, Control, Claims, Leases, Outbox, Projects, Stream, Series, Adapters, Datasets):
     """The database as the service and its workers see it; safe to share between threads.
 
     Each method is one transaction. All of them raise StoreUnavailable when the database cannot do

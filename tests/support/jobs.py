@@ -10,13 +10,15 @@ from typing import Any
 
 from bridge_engine import events as ev
 from bridge_engine.spec import TrainSpec
-from service.store import JobRow, Store
+from service.store import JobRow, Request, Store
 
 LONG = 60.0
 """Seconds of a lease that no test outlives."""
 
 
-def spec(steps: int = 10, every: int = 4, seed: int = 0, **script: Any) -> TrainSpec:
+def spec(
+    steps: int = 10, every: int = 4, seed: int = 0, gpus: int | None = None, **script: Any
+) -> TrainSpec:
     """A job for the scripted engine; `script`: see `tests.support.scripted_engine`."""
     return TrainSpec.model_validate(
         {
@@ -26,13 +28,18 @@ def spec(steps: int = 10, every: int = 4, seed: int = 0, **script: Any) -> Train
             "steps": steps,
             "seed": seed,
             "checkpoint": {"every": every},
+            "resources": {"gpus": gpus},
         }
     )
 
 
-def submit(store: Store, steps: int = 10, **options: Any) -> str:
+def submit(
+    store: Store, steps: int = 10, *, project: str = "default", priority: int = 0, **options: Any
+) -> str:
     """Queues a job; its id."""
-    job, _ = store.create_job(spec(steps, **options), total_steps=steps)
+    job, _ = store.create_job(
+        spec(steps, **options), total_steps=steps, project_id=project, priority=priority
+    )
     return job.id
 
 
@@ -90,12 +97,15 @@ def run_to(store: Store, status: str) -> str:
     job_id = submit(store)
     if status == "queued":
         return job_id
-    if status == "cancelled":
-        return store.request_cancel(job_id).id
+    if status in ("cancelled", "paused"):
+        request: Request = "cancel" if status == "cancelled" else "pause"
+        return store.request(job_id, request).id
     claim = store.claim(job_id, "w", LONG)
     assert claim
     if status == "cancelling":
         store.request_cancel(job_id)
+    if status == "pausing":
+        store.request(job_id, "pause")
     if status in ("succeeded", "failed"):
         store.finish(job_id, claim.attempt, status)
     assert store.get_job(job_id).status == status

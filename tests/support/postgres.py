@@ -42,6 +42,10 @@ class Postgres:
         time: a new one for every test would write a gigabyte."""
         tables = ", ".join(Row.metadata.tables)
         self._admin(f"TRUNCATE {tables} RESTART IDENTITY", self._migrated)
+        self._admin(
+            "INSERT INTO projects (id, name, created_at) VALUES ('default', 'Default', now())",
+            self._migrated,
+        )
         return self._migrated
 
     def _admin(self, statement: str, uri: str | None = None) -> None:

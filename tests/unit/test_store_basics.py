@@ -4,13 +4,48 @@ from __future__ import annotations
 
 import math
 
-from service.store import STATUSES, TERMINAL, TRANSITIONS, new_id
+import pytest
+
+from service.store import QUEUES, REQUESTS, STATUSES, TERMINAL, TRANSITIONS, Offer, new_id
 from service.store.database import clean, database_url
 
 
 def test_every_state_can_be_left_or_is_an_end() -> None:
-    assert set(STATUSES) == set().union(*TRANSITIONS.values()) | {"queued"}
+    assert set(STATUSES) == set().union(*TRANSITIONS.values())
     assert {"succeeded", "failed", "cancelled"} == TERMINAL
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_no_request_takes_a_way_that_the_table_has_not(request_: str) -> None:
+    for before, after in REQUESTS[request_].items():
+        assert after == before or after in TRANSITIONS[before]
+        assert REQUESTS[request_].get(after, after) == after, "asking twice is the same as once"
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_an_end_is_left_by_a_retry_alone(status: str) -> None:
+    ways = {r: e[status] for r, e in REQUESTS.items() if e.get(status, status) != status}
+    assert ways == {"retry": "queued"} if status != "succeeded" else ways == {}
+    assert TRANSITIONS[status] == frozenset(ways.values())
+
+
+@pytest.mark.parametrize(
+    ("offer", "takes"),
+    [
+        (Offer(), {"any": 0, "cpu": 0, "gpu": 1, "gpu:2": 2, "gpu:8": 8}),
+        (Offer(gpus=0, free=0), {"any": 0, "cpu": 0, "gpu": None, "gpu:2": None}),
+        (Offer(gpus=2, free=2), {"any": 1, "cpu": 0, "gpu": 1, "gpu:2": 2, "gpu:3": None}),
+        (Offer(gpus=2, free=1), {"any": 1, "cpu": 0, "gpu": 1, "gpu:2": None}),
+        (Offer(gpus=2, free=0), {"any": None, "cpu": 0, "gpu": None}),
+        (Offer(("gpu",), gpus=2, free=2), {"any": None, "cpu": None, "gpu": 1, "gpu:2": None}),
+    ],
+)
+def test_a_worker_takes_what_it_serves_and_has_the_gpus_for(
+    offer: Offer, takes: dict[str, int | None]
+) -> None:
+    assert {queue: offer.takes(queue) for queue in takes} == takes
+    assert offer.takes("gpu:9") is None
+    assert set(offer.wanted) == {q for q in QUEUES if offer.takes(q) is not None}
 
 
 def test_every_job_can_end() -> None:
