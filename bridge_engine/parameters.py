@@ -102,14 +102,12 @@ class ParameterSet:
         wanted = [tuple(tensor.shape) for tensor in self.tensors]
         given = [tuple(values[index].shape) for index in sorted(values)]
         if wanted != given:
-            at = next(
-                (i for i, (w, g) in enumerate(zip(wanted, given, strict=False)) if w != g), -1
-            )
-            what = (
-                f"{len(given)} tensors for {len(wanted)}"
-                if at < 0
-                else (f"tensor {at} is {given[at]}, not {wanted[at]}")
-            )
+            differ = [
+                f"tensor {index} is {its}, not {mine}"
+                for index, (mine, its) in enumerate(zip(wanted, given, strict=False))
+                if mine != its
+            ]
+            what = differ[0] if differ else f"{len(given)} tensors for {len(wanted)}"
             raise EngineError(
                 f"the {self.name} of the checkpoint to start from is of another shape ({what}); "
                 "the model or the adapters are not those it was trained with",

@@ -219,9 +219,9 @@ class RunState:
         """
         if not self.world.first(folder.is_dir):
             raise EngineError(
-                f"the spec's init names a checkpoint, and {folder} is not there; a job submitted to "
-                "the service has it put there, a run started by hand needs a copy of a folder of "
-                "another run's checkpoints/",
+                f"the spec's init names a checkpoint, and {folder} is not there; the service puts "
+                "it there for its jobs, a run started by hand needs a copy of one of the folders "
+                "in another run's checkpoints/",
                 code="init_missing",
                 param="init",
             )

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from bridge_engine.spec import JobSpec
 from service import errors, health
@@ -22,9 +23,14 @@ from service.datasets.upload import sweep
 from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
 from service.generate.schemas import GenerateRequest
+from service.jobs import control
 from service.jobs import routes as jobs
+from service.jobs.control import JobChanges
+from service.jobs.fork import ForkRequest
 from service.origin import OriginMiddleware
 from service.parameters import known_parameters
+from service.projects import routes as projects
+from service.projects.routes import NewProject, ProjectChanges
 from service.settings import Settings, get_settings
 from service.store import Store
 
@@ -73,7 +79,7 @@ def create_app(
     app.state.stopping = threading.Event()
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
-    for feature in (jobs, datasets, adapters, generate):
+    for feature in (jobs, control, projects, datasets, adapters, generate):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
@@ -81,12 +87,19 @@ def create_app(
 
 
 _TAGS = [
-    {"name": "jobs", "description": "Submit, look at, follow, cancel."},
+    {"name": "jobs", "description": "Submit, look at, follow, pause, cancel, retry, fork."},
+    {"name": "projects", "description": "Whose jobs, and how many of them may run."},
     {"name": "datasets", "description": "Problems of your own."},
     {"name": "adapters", "description": "What training leaves behind."},
     {"name": "generate", "description": "Ask a model."},
     {"name": "health", "description": "For whoever operates the service."},
 ]
+
+
+_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
+    *(JobSpec, GenerateRequest, ForkRequest, JobChanges, NewProject, ProjectChanges),
+)
+"""Bodies that FastAPI does not see."""
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         tags=app.openapi_tags,
     )
     schemas = document["components"]["schemas"]
-    for model in (JobSpec, GenerateRequest):
+    for model in _READ_BY_ROUTES:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

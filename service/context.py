@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from service.settings import Settings
 from service.store import Store
@@ -20,6 +20,20 @@ def _store(request: Request) -> Store:
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StoreDep = Annotated[Store, Depends(_store)]
+
+
+def _project(
+    store: StoreDep,
+    bridge_project: Annotated[
+        str | None,
+        Header(pattern=r"^[\x21-\x7e]{1,64}$", description="The project's id; default: `default`."),
+    ] = None,
+) -> str | None:
+    return None if bridge_project is None else store.project(bridge_project).id
+
+
+ProjectDep = Annotated[str | None, Depends(_project)]
+"""The id in the header `Bridge-Project`, if there is one; 404 if there is no such project."""
 
 LARGEST_INT = 2**63 - 1
 """What the databases can compare a number with."""

@@ -76,7 +76,7 @@ def run_job(job_id: str) -> None:
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _on_init(conf: Any, **_: Any) -> None:
-    """What a worker serves unless `-Q` says so. Only a worker looks for GPUs, the relay does not."""
+    """What a worker serves unless `-Q` says so. Only a worker looks for GPUs, not the relay."""
     conf.task_queues = [
         Queue(name, Exchange(name), name)  # type: ignore[no-untyped-call]
         for name in _gpus().queues

@@ -1,4 +1,4 @@
-"""The routes under /jobs."""
+"""The routes under /jobs that submit and read; those that steer are in `control`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.body import read_body
-from service.context import LARGEST_INT, TEXT, SettingsDep, StoreDep
+from service.context import LARGEST_INT, TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import ApiError, responses
-from service.jobs import events, figures, submit
+from service.jobs import events, figures, initial, submit
 from service.jobs.logs import tail as last_lines
 from service.jobs.schemas import (
     Attempt,
@@ -28,8 +28,8 @@ from service.jobs.schemas import (
     SampleList,
 )
 from service.parameters import check_cursor, unknown_cursor
-from service.store import NotFound
-from service.store.models import JobRow
+from service.store import NotFound, Store
+from service.store.models import DEFAULT_PROJECT, JobRow
 from service.store.status import Status
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -75,6 +75,11 @@ def _resume_point(
     return int(last_event_id)
 
 
+def shown(store: Store, row: JobRow) -> Job:
+    """The job as the API shows it, with what it waits for."""
+    return Job.of(row, store.waiting_for([row]).get(row.id))
+
+
 ExistingJob = Annotated[JobRow, Depends(_existing)]
 ResumePoint = Annotated[int, Depends(_resume_point)]
 
@@ -107,6 +112,7 @@ def _spec_body() -> dict[str, object]:
 def create_job(
     body: Body,
     store: StoreDep,
+    settings: SettingsDep,
     response: Response,
     dry_run: Annotated[
         bool, Query(description="Answer the resolved spec and estimates; queue nothing.")
@@ -119,6 +125,10 @@ def create_job(
             description="Sent again with the same spec, it answers the job it made the first time.",
         ),
     ] = None,
+    priority: Annotated[
+        int, Query(ge=-100, le=100, description="Jobs of a higher one are started first.")
+    ] = 0,
+    project: ProjectDep = None,
 ) -> Job | DryRun:
     """Validates the spec, fills every default and queues the job.
 
@@ -127,13 +137,22 @@ def create_job(
     spec = submit.resolved(body, store)
     if dry_run:
         response.status_code = 200
+        if spec.init is not None:
+            spec, _ = initial.resolve(spec, store, settings)
         dumped = spec.model_dump(mode="json", by_alias=True)
         return DryRun(spec=dumped, estimates=submit.estimated(spec))
-    row, created = store.create_job(spec, total_steps=spec.steps, idempotency_key=idempotency_key)
+    row, created = submit.create(
+        spec,
+        store,
+        settings,
+        idempotency_key=idempotency_key,
+        project_id=project or DEFAULT_PROJECT,
+        priority=priority,
+    )
     response.headers["Location"] = f"/jobs/{row.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
-    return Job.of(row)
+    return shown(store, row)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(404, 422))
@@ -147,27 +166,22 @@ def list_jobs(
     status: Status | None = None,
     method: Annotated[str | None, Query(pattern=TEXT)] = None,
     name: Annotated[str | None, Query(pattern=TEXT)] = None,
+    project: ProjectDep = None,
 ) -> JobList:
-    """Jobs, newest first. New jobs do not move the pages of a listing that has begun."""
+    """Jobs, newest first; of one project, if the header names it. New jobs do not move the pages of
+    a listing that has begun."""
     check_cursor(store.get_job, after)
-    rows, more = store.list_jobs(after, limit, status, method, name)
+    rows, more = store.list_jobs(after, limit, status, method, name, project)
     following = rows[-1].id if more else None
-    return JobList(data=[Job.of(row) for row in rows], has_more=more, next=following)
+    waiting = store.waiting_for(rows)
+    data = [Job.of(row, waiting.get(row.id)) for row in rows]
+    return JobList(data=data, has_more=more, next=following)
 
 
 @router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404))
-def get_job(job: ExistingJob) -> Job:
+def get_job(job: ExistingJob, store: StoreDep) -> Job:
     """The job as it is now."""
-    return Job.of(job)
-
-
-@router.post(
-    "/{job_id}/cancel", operation_id="cancel_job", summary="Cancel", responses=responses(404)
-)
-def cancel_job(job_id: Id, store: StoreDep) -> Job:
-    """Asks for the job's end. A queued job is cancelled at once; a running one finishes its step,
-    saves and leaves; one that has ended stays as it is. Asking twice is the same as once."""
-    return Job.of(store.request_cancel(job_id))
+    return shown(store, job)
 
 
 @router.get(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from bridge_engine.errors import Category
 from service.jobs.estimate import Estimates
 from service.store.models import AttemptRow, CheckpointRow, JobRow, SampleRow
-from service.store.status import Status
+from service.store.status import Status, Wanted
 
 
 class Answer(BaseModel):
@@ -33,6 +33,14 @@ class JobError(Answer):
     """Can the same job succeed when it is simply run again?"""
 
 
+class ForkedFrom(Answer):
+    """Where a job comes from."""
+
+    job: str
+    step: int | None
+    """null: it was made from that job's spec alone."""
+
+
 class Job(Answer):
     """A job and where it stands. Times are UTC."""
 
@@ -43,10 +51,21 @@ class Job(Answer):
     method: str
     model: str
     status: Status
-    wanted: Literal["run", "cancel"]
+    wanted: Wanted
     """What its owner wants of it."""
+    project: str
+    queue: str
+    """What a worker must have to run it: any, cpu, gpu or gpu:N."""
+    priority: int
+    """-100…100; higher ones are started first."""
+    waiting_for: str | None
+    """Of a queued job: what it waits for, in words."""
+    forked_from: ForkedFrom | None
+    """The job it was made from, and the step of the checkpoint it started from."""
     attempt: int
     """How often a worker has started it."""
+    retries: int
+    """How often its owner has had it tried again after its end."""
     step: int
     """Finished optimisation steps."""
     steps: int
@@ -66,18 +85,23 @@ class Job(Answer):
     """The last value of each metric."""
 
     @classmethod
-    def of(cls, row: JobRow) -> Job:
+    def of(cls, row: JobRow, waiting_for: str | None = None) -> Job:
         """The row as the API shows it."""
+        lineage = {"job": row.forked_from, "step": row.forked_step} if row.forked_from else None
         return cls.model_validate(
             {
                 **{name: getattr(row, name) for name in _SAME},
+                "project": row.project_id,
+                "waiting_for": waiting_for,
+                "forked_from": lineage,
                 "step": row.progress_step,
                 "steps": row.total_steps,
             }
         )
 
 
-_SAME = [name for name in Job.model_fields if name not in ("object", "step", "steps")]
+_OWN = ("object", "step", "steps", "project", "waiting_for", "forked_from")
+_SAME = [name for name in Job.model_fields if name not in _OWN]
 
 
 class JobList(Answer):
@@ -175,7 +199,9 @@ class Attempt(Answer):
     started_at: datetime
     ended_at: datetime | None
     outcome: str | None
-    """succeeded, failed, cancelled, released (handed back) or lost; null while it runs."""
+    """succeeded, failed, cancelled, paused, released (handed back) or lost; null while it runs."""
+    gpus: int
+    """GPUs it was given."""
     error: dict[str, Any] | None
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.spec import JobSpec, TrainSpec
@@ -9,14 +11,22 @@ from bridge_engine.spec_checks import check_spec, fill_defaults
 from bridge_engine.spec_errors import FieldError
 from service.body import parse
 from service.errors import invalid_fields
+from service.jobs import initial
 from service.jobs.estimate import Estimates, estimate
-from service.store import NotFound, Store
+from service.settings import Settings
+from service.store import JobRow, NotFound, Store, new_id
+from service.store.models import DEFAULT_PROJECT
 
 
 def resolved(body: tuple[bytes, str], store: Store) -> TrainSpec:
     """The spec in the body. `ApiError` 400, 413 or 415 when it cannot be read; 422 with every field
     at fault when it cannot run."""
-    spec = parse(body, JobSpec, allow_yaml=True)
+    return checked(parse(body, JobSpec, allow_yaml=True), store)
+
+
+def checked(spec: TrainSpec, store: Store) -> TrainSpec:
+    """The spec with every default filled in; `ApiError` 422 with every field at fault when it
+    cannot run."""
     uploaded = _check_uploaded_demos(spec, store)
     errors = check_spec(spec)
     if uploaded:  # the engine looked at the first row alone
@@ -28,6 +38,59 @@ def resolved(body: tuple[bytes, str], store: Store) -> TrainSpec:
     except EngineError as error:  # a dataset that went away between the two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
+
+
+def create(
+    spec: TrainSpec,
+    store: Store,
+    settings: Settings,
+    *,
+    idempotency_key: str | None,
+    project_id: str = DEFAULT_PROJECT,
+    priority: int = 0,
+    source: JobRow | None = None,
+    param: str = "init.step",
+) -> tuple[JobRow, bool]:
+    """Queues a job of a resolved spec; False if a request with this key has made it before.
+
+    One that starts from a checkpoint (`spec.init`) gets a copy of it first. `source` is the job it
+    is forked from, and `param` what the step was given by.
+    """
+    request: object = spec.model_dump(mode="json", by_alias=True)
+    if source is not None:
+        request = {"fork": source.id, "spec": request}
+    if first := store.same_request(idempotency_key, request):
+        return first, False
+    job_id = new_id("job")
+    run = settings.run_dir(job_id)
+    forked_from: tuple[str, int | None] | None = (source.id, None) if source is not None else None
+    if spec.init is not None and not (
+        source is not None
+        and source.spec.get("init") == spec.init.model_dump(mode="json")
+        and initial.inherit(spec, settings.run_dir(source.id), run)
+    ):
+        spec, folder = initial.resolve(spec, store, settings, param)
+        initial.put(folder, run)
+        assert spec.init is not None
+        if source is None or source.id == spec.init.job:
+            forked_from = (spec.init.job, int(spec.init.step))
+    try:
+        job, created = store.create_job(
+            spec,
+            total_steps=spec.steps,
+            idempotency_key=idempotency_key,
+            job_id=job_id,
+            project_id=project_id,
+            priority=priority,
+            forked_from=forked_from,
+            request=request,
+        )
+    except BaseException:
+        shutil.rmtree(run, ignore_errors=True)
+        raise
+    if not created:
+        shutil.rmtree(run, ignore_errors=True)
+    return job, created
 
 
 def _check_uploaded_demos(spec: TrainSpec, store: Store) -> list[FieldError]:

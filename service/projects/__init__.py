@@ -1,0 +1,1 @@
+"""Projects: whose jobs, and how much they may use."""
