@@ -21,6 +21,7 @@ from bridge_client.models import (
     Generation,
     Job,
     Metrics,
+    Project,
     Sample,
     Series,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Generation",
     "Job",
     "Metrics",
+    "Project",
     "Sample",
     "Series",
     "SpecError",

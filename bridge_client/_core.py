@@ -52,6 +52,12 @@ def default_url() -> str:
     return running.url if running else DEFAULT_URL
 
 
+def project_header(project: str | None) -> dict[str, str]:
+    """The header that chooses the project: the one given, else BRIDGE_PROJECT, else none."""
+    project = project or os.environ.get("BRIDGE_PROJECT")
+    return {"Bridge-Project": project} if project else {}
+
+
 def is_loopback(url: str) -> bool:
     """Does the address stay on this machine? Then no proxy of the environment (HTTP_PROXY,
     ALL_PROXY) may be asked: it would look for the service on its own machine."""
@@ -208,10 +214,20 @@ def _data(model: type[Record]) -> Callable[[httpx.Response], list[Record]]:
     return lambda response: [model.model_validate(row) for row in response.json()["data"]]
 
 
-def submit(spec: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
+def submit(
+    spec: dict[str, Any], idempotency_key: str | None, priority: int | None
+) -> Call[models.Job]:
     """Always with an Idempotency-Key, so that sending it twice makes one job."""
-    key = idempotency_key or str(uuid.uuid4())
-    return Call("POST", "/jobs", _one(models.Job), json=spec, headers={"Idempotency-Key": key})
+    return Call(
+        *("POST", "/jobs", _one(models.Job)),
+        json=spec,
+        params={"priority": priority},
+        headers=_key(idempotency_key),
+    )
+
+
+def _key(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
 
 
 def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
@@ -226,8 +242,36 @@ def jobs(**query: Any) -> Call[models.Page[models.Job]]:
     return Call("GET", "/jobs", _page(models.Job), params=query)
 
 
-def cancel(job_id: str) -> Call[models.Job]:
-    return Call("POST", f"/jobs/{_segment(job_id)}/cancel", _one(models.Job))
+def request(job_id: str, verb: str) -> Call[models.Job]:
+    """`cancel`, `pause`, `resume` or `retry`: asking twice is the same as once."""
+    return Call("POST", f"/jobs/{_segment(job_id)}/{verb}", _one(models.Job))
+
+
+def fork(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
+    """Always with an Idempotency-Key, so that sending it twice makes one job."""
+    return Call(
+        *("POST", f"/jobs/{_segment(job_id)}/fork", _one(models.Job)),
+        json={key: value for key, value in body.items() if value is not None},
+        headers=_key(idempotency_key),
+    )
+
+
+def prioritize(job_id: str, priority: int) -> Call[models.Job]:
+    body = {"priority": priority}
+    return Call("PATCH", f"/jobs/{_segment(job_id)}", _one(models.Job), json=body)
+
+
+def projects(**_: Any) -> Call[models.Page[models.Project]]:
+    return Call("GET", "/projects", _page(models.Project))
+
+
+def create_project(body: dict[str, Any]) -> Call[models.Project]:
+    return Call("POST", "/projects", _one(models.Project), json=body, repeatable=False)
+
+
+def update_project(project_id: str, body: dict[str, Any]) -> Call[models.Project]:
+    path = f"/projects/{_segment(project_id)}"
+    return Call("PUT", path, _one(models.Project), json=body)
 
 
 def metrics(

@@ -26,6 +26,7 @@ from bridge_client.models import (
     Job,
     Metrics,
     Page,
+    Project,
     Record,
     Sample,
 )
@@ -44,6 +45,7 @@ class AsyncClient:
         self,
         base_url: str | None = None,
         *,
+        project: str | None = None,
         timeout: float | httpx.Timeout = _core.DEFAULT_TIMEOUT,
         retries: int = _core.RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -53,6 +55,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
             timeout=timeout,
+            headers=_core.project_header(project),
             transport=transport,
             trust_env=not _core.is_loopback(self.base_url),
         )
@@ -103,13 +106,18 @@ class AsyncClient:
     # ------------------------------------------------------------------ jobs
 
     async def submit(
-        self, spec: dict[str, Any] | TrainSpec | str | Path, *, idempotency_key: str | None = None
+        self,
+        spec: dict[str, Any] | TrainSpec | str | Path,
+        *,
+        idempotency_key: str | None = None,
+        priority: int | None = None,
     ) -> Job:
         """Posts a job: a spec as a mapping, a `TrainSpec`, or the path of a YAML or JSON file.
 
-        Two calls with the same `idempotency_key` and spec make one job.
+        Two calls with the same `idempotency_key` and spec make one job. Of the jobs that wait,
+        those of a higher `priority` (-100…100, default 0) are started first.
         """
-        return await self._send(_core.submit(specs.as_dict(spec), idempotency_key))
+        return await self._send(_core.submit(specs.as_dict(spec), idempotency_key, priority))
 
     async def dry_run(self, spec: dict[str, Any] | TrainSpec | str | Path) -> DryRun:
         """What `submit` would post, every default filled in; nothing is queued."""
@@ -134,7 +142,40 @@ class AsyncClient:
 
     async def cancel(self, job_id: str) -> Job:
         """Asks for the job's end; a job that is over already stays as it is."""
-        return await self._send(_core.cancel(job_id))
+        return await self._send(_core.request(job_id, "cancel"))
+
+    async def pause(self, job_id: str) -> Job:
+        """Takes the job from its worker, its state saved, until `resume`."""
+        return await self._send(_core.request(job_id, "pause"))
+
+    async def resume(self, job_id: str) -> Job:
+        """Queues a paused job again; it goes on from its newest checkpoint."""
+        return await self._send(_core.request(job_id, "resume"))
+
+    async def retry(self, job_id: str) -> Job:
+        """Queues a failed or cancelled job again; it goes on from its newest checkpoint."""
+        return await self._send(_core.request(job_id, "retry"))
+
+    async def fork(
+        self,
+        job_id: str,
+        overrides: dict[str, Any] | None = None,
+        *,
+        from_checkpoint: int | str | None = None,
+        priority: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """A new job from this one's spec with `overrides` (a JSON merge patch of it).
+
+        `from_checkpoint`, a step, "best" or "latest", starts it from the parameters saved there,
+        with fresh optimisers and at a step 0 of its own.
+        """
+        body = {"overrides": overrides, "from_checkpoint": from_checkpoint, "priority": priority}
+        return await self._send(_core.fork(job_id, body, idempotency_key))
+
+    async def prioritize(self, job_id: str, priority: int) -> Job:
+        """Changes the priority of a job that waits, -100…100."""
+        return await self._send(_core.prioritize(job_id, priority))
 
     async def events(
         self, job_id: str, *, after: int = 0, patience: float = 120.0
@@ -214,6 +255,36 @@ class AsyncClient:
     async def logs(self, job_id: str, *, tail: int | None = None) -> str:
         """What the training process printed; `tail` is a number of lines."""
         return await self._send(_core.logs(job_id, tail))
+
+    # ------------------------------------------------------------------ projects
+
+    async def projects(self) -> list[Project]:
+        """All projects, with their quotas and what they have used."""
+        return (await self._send(_core.projects())).data
+
+    async def create_project(
+        self,
+        name: str,
+        *,
+        id: str | None = None,
+        max_running: int | None = None,
+        gpu_hours: float | None = None,
+    ) -> Project:
+        """Makes a project; a quota that is None is no limit."""
+        body = {"name": name, "max_running": max_running, "gpu_hours": gpu_hours}
+        return await self._send(_core.create_project(body | ({"id": id} if id else {})))
+
+    async def update_project(
+        self,
+        project_id: str,
+        name: str,
+        *,
+        max_running: int | None = None,
+        gpu_hours: float | None = None,
+    ) -> Project:
+        """Gives a project this name and these quotas; None is no limit. What runs goes on."""
+        body = {"name": name, "max_running": max_running, "gpu_hours": gpu_hours}
+        return await self._send(_core.update_project(project_id, body))
 
     # ------------------------------------------------------------------ data and adapters
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from bridge_client import hints, output
 from bridge_client._core import default_url
+from bridge_client.cli_control import projects
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
 from bridge_client.errors import (
     APIStatusError,
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Upload datasets and list them.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
+app.add_typer(projects, name="projects")
 app.add_typer(data, name="data")
 
 HomeOption = Annotated[

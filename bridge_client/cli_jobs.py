@@ -1,4 +1,5 @@
-"""`bridge jobs …`: submit, look at, follow and cancel jobs."""
+"""`bridge jobs …`: submit, look at, follow and cancel jobs. What else steers them is in
+`cli_control`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from bridge_client.client import Client
 from bridge_client.models import Job
 from bridge_client.output import Output
 
-jobs = typer.Typer(help="Submit, look at, follow and cancel jobs.", no_args_is_help=True)
+jobs = typer.Typer(help="Submit, look at, follow and steer jobs.", no_args_is_help=True)
 
 OutputOption = Annotated[
     Output, typer.Option("-o", "--output", help="`json` prints pure JSON on standard output.")
@@ -25,9 +26,19 @@ LimitOption = Annotated[
 ]
 
 
-def connect(context: typer.Context) -> Client:
+ProjectOption = Annotated[
+    Optional[str],  # noqa: UP045 - Typer reads the annotation at run time
+    typer.Option("--project", envvar="BRIDGE_PROJECT", help="The project's id."),
+]
+PriorityOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=-100, max=100, help="Jobs of a higher one are started first; default 0."),
+]
+
+
+def connect(context: typer.Context, project: str | None = None) -> Client:
     """A client of the service this command line is meant for; closed when the command ends."""
-    return context.with_resource(Client(context.find_root().obj))
+    return context.with_resource(Client(context.find_root().obj, project=project))
 
 
 @jobs.command()
@@ -48,6 +59,8 @@ def submit(
         Optional[str],  # noqa: UP045
         typer.Option(help="Submitting again with the same key makes no second job."),
     ] = None,
+    priority: PriorityOption = None,
+    project: ProjectOption = None,
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """Submit a job. A spec that cannot be right is refused before anything is sent.
@@ -62,7 +75,7 @@ def submit(
         for problem in problems:
             output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
         raise typer.Exit(output.EXIT_USAGE)
-    client = connect(context)
+    client = connect(context, project)
     if dry_run:
         resolved = client.dry_run(job_spec)
         if output_as is Output.JSON:
@@ -71,7 +84,7 @@ def submit(
             print(_yaml(resolved.spec), end="")
             output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
         return
-    job = client.submit(job_spec, idempotency_key=idempotency_key)
+    job = client.submit(job_spec, idempotency_key=idempotency_key, priority=priority)
     if watch:
         follow(client, job, output_as)
     elif output_as is Output.JSON:
@@ -89,10 +102,11 @@ def list_jobs(
         Optional[str],  # noqa: UP045
         typer.Option(help="Only jobs of this status, e.g. running."),
     ] = None,
+    project: ProjectOption = None,
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """List jobs, newest first."""
-    jobs_there = connect(context).jobs(status=status, page_size=min(limit, 100))
+    jobs_there = connect(context, project).jobs(status=status, page_size=min(limit, 100))
     found = list(islice(jobs_there, limit))
     if output_as is Output.JSON:
         output.print_json(found)
@@ -132,11 +146,7 @@ def cancel(
     context: typer.Context, job_id: JobArgument, output_as: OutputOption = Output.TEXT
 ) -> None:
     """Cancel a job. What it has trained and saved so far is kept."""
-    job = connect(context).cancel(job_id)
-    if output_as is Output.JSON:
-        output.print_json(job)
-    else:
-        print(f"{job.id} {job.status}")
+    show_status(connect(context).cancel(job_id), output_as)
 
 
 @jobs.command()
@@ -165,6 +175,14 @@ def metrics(
         output.print_json(found)
     else:
         output.show_metrics(found)
+
+
+def show_status(job: Job, output_as: Output) -> None:
+    """The id and the status, for whoever asked for another one."""
+    if output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        print(f"{job.id} {job.status}")
 
 
 def follow(client: Client, job: Job, output_as: Output) -> None:

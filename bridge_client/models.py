@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-"""The statuses a job never leaves."""
+"""The statuses of a job that is over; a retry alone takes it back."""
 
 
 class Record(BaseModel):
@@ -26,12 +26,22 @@ class Job(Record):
 
     id: str
     status: str
-    """queued, running, cancelling, succeeded, failed or cancelled."""
+    """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled."""
     kind: str = "train"
     name: str | None = None
     method: str | None = None
     model: str | None = None
     wanted: str | None = None
+    project: str | None = None
+    queue: str | None = None
+    """What a worker must have to run it: any, cpu, gpu or gpu:N."""
+    priority: int = 0
+    waiting_for: str | None = None
+    """Of a queued job: what it waits for, in words."""
+    forked_from: dict[str, Any] | None = None
+    """{job, step} that it was made from."""
+    retries: int = 0
+    """How often it was tried again after its end."""
     attempt: int = 0
     """How often a worker has started it."""
     step: int = 0
@@ -55,8 +65,20 @@ class Job(Record):
 
     @property
     def terminal(self) -> bool:
-        """Will it never change again?"""
+        """Is it over? Nothing but a retry changes it any more."""
         return self.status in TERMINAL
+
+
+class Project(Record):
+    """Whose jobs, and how much they may use."""
+
+    id: str
+    name: str | None = None
+    max_running: int | None = None
+    """Jobs that may run at the same time; None: any number."""
+    gpu_hours: float | None = None
+    """No job that takes a GPU is started once these are used up; None: no limit."""
+    gpu_seconds_used: float = 0.0
 
 
 class DryRun(Record):

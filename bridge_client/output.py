@@ -18,7 +18,10 @@ from bridge_client.watch import bounds, figures, percent
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED, EXIT_UNREACHABLE, EXIT_DETACHED = 1, 2, 3, 4, 130
 EXIT_OF_JOB = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}
 
-STYLES = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow"}
+STYLES = {
+    **{"succeeded": "green", "failed": "red", "running": "cyan"},
+    **{"paused": "yellow", "cancelled": "yellow"},
+}
 
 
 class Output(StrEnum):
@@ -99,6 +102,15 @@ def show_job(job: Job) -> None:
     title = f" {escape(job.name)}" if job.name else ""
     console.print(f"[bold]{job.id}[/]{title}  {status_cell(job.status)}")
     console.print(f"  {job.method} on {escape(job.model or '?')}, step {job.step} of {job.steps}")
+    if job.waiting_for:
+        console.print(f"  waits for {escape(job.waiting_for)}")
+    if job.priority:
+        console.print(f"  priority {job.priority}")
+    if job.forked_from:
+        step = job.forked_from.get("step")
+        console.print(
+            f"  forked from {job.forked_from.get('job')}" + (f" at {step}" if step else "")
+        )
     for label, time in (
         ("created", job.created_at),
         ("started", job.started_at),

@@ -123,6 +123,48 @@ def test_the_exit_status_mirrors_a_cancelled_job(url: str) -> None:
     assert bridge("jobs", "show", job_id, url=url).returncode == 0
 
 
+def test_a_job_is_steered_by_commands(url: str) -> None:
+    submitted = bridge("jobs", "submit", str(EXAMPLE), "--priority", "5", url=url)
+    job_id = submitted.stdout.strip()
+    for command, says in (
+        (["pause", job_id], f"{job_id} paused"),
+        (["prioritize", job_id, "-p", "-7"], f"{job_id} priority -7"),
+        (["resume", job_id], f"{job_id} queued"),
+        (["cancel", job_id], f"{job_id} cancelled"),
+        (["retry", job_id], f"{job_id} queued"),
+    ):
+        done = bridge("jobs", *command, url=url)
+        assert done.stdout == f"{says}\n", done.stderr
+    shown = bridge("jobs", "show", job_id, url=url).stdout
+    assert "waits for a worker: none is running" in shown
+    assert "priority -7" in shown
+    refused = bridge("jobs", "fork", job_id, "--from-checkpoint", "best", url=url)
+    assert refused.returncode == 2
+    assert "no accuracy" in refused.stderr
+    forked = bridge("jobs", "fork", job_id, "--set", "steps=3", url=url).stdout.strip()
+    with Client(url) as client:
+        job = client.job(forked)
+    assert (job.steps, job.forked_from) == (3, {"job": job_id, "step": None})
+    again = bridge("jobs", "retry", forked, url=url)
+    assert again.returncode == 1
+    assert "possible now: pause, cancel or fork" in again.stderr
+
+
+def test_a_project_is_chosen_by_option_or_environment(url: str) -> None:
+    made = bridge("projects", "create", "maths", "--max-running", "1", url=url)
+    assert made.stdout == "maths\n", made.stderr
+    by_option = bridge("jobs", "submit", str(EXAMPLE), "--project", "maths", url=url).stdout.strip()
+    listed = bridge("jobs", "list", "-o", "json", url=url, BRIDGE_PROJECT="maths").stdout
+    assert [job["id"] for job in json.loads(listed)] == [by_option]
+    assert bridge("projects", "update", "maths", "--gpu-hours", "2", url=url).returncode == 0
+    projects = json.loads(bridge("projects", "list", "-o", "json", url=url).stdout)
+    quotas = {p["id"]: (p["max_running"], p["gpu_hours"]) for p in projects}
+    assert quotas == {"default": (None, None), "maths": (None, 2.0)}
+    unknown = bridge("jobs", "submit", str(EXAMPLE), "--project", "nobody", url=url)
+    assert unknown.returncode == 1
+    assert "'nobody'" in unknown.stderr
+
+
 def test_ctrl_c_stops_the_watching_and_not_the_job(url: str) -> None:
     job_id = bridge("jobs", "submit", str(EXAMPLE), url=url).stdout.strip()
     watching = subprocess.Popen(

@@ -374,6 +374,30 @@ def test_pauses_grow_and_never_leave_their_bounds(monkeypatch: pytest.MonkeyPatc
         assert 0.25 <= first <= 0.5 <= second <= 1.0
 
 
+def test_steering_requests_say_what_they_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    with flaky(say(200, JOB)) as server, Client(server.url, project="maths") as client:
+        for verb in ("cancel", "pause", "resume", "retry"):
+            getattr(client, verb)("job_1")
+        client.fork("job_1", {"steps": 3}, from_checkpoint="best", idempotency_key="k")
+        client.prioritize("job_1", 7)
+        client.submit(SPEC, priority=-1)
+    lines = [f"{method} {path}" for method, path, _, _ in server.requests]
+    assert lines == [
+        *(f"POST /jobs/job_1/{verb}" for verb in ("cancel", "pause", "resume", "retry", "fork")),
+        "PATCH /jobs/job_1",
+        "POST /jobs?priority=-1",
+    ]
+    assert {headers["bridge-project"] for _, _, headers, _ in server.requests} == {"maths"}
+    fork, patch = server.requests[4], server.requests[5]
+    assert fork[2]["idempotency-key"] == "k"
+    assert json.loads(fork[3]) == {"overrides": {"steps": 3}, "from_checkpoint": "best"}
+    assert json.loads(patch[3]) == {"priority": 7}
+    monkeypatch.setenv("BRIDGE_PROJECT", "other")
+    with flaky(say(200, JOB)) as server, Client(server.url) as client:
+        client.job("job_1")
+    assert server.requests[0][2]["bridge-project"] == "other"
+
+
 def test_the_async_client_is_the_sync_one_awaited() -> None:
     """Same methods, same parameters: whoever knows one knows the other."""
 

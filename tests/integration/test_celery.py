@@ -93,11 +93,11 @@ def test_a_message_with_the_id_alone_runs_the_job(
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
         until = time.monotonic() + 30
-        while broker.llen("bridge") == 0:
+        while broker.llen("any") == 0:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
         assert store.get_job(job_id).status == "queued"
-        (message,) = broker.lrange("bridge", 0, -1)
+        (message,) = broker.lrange("any", 0, -1)
         assert job_id.encode() in b64decode(json.loads(message)["body"])
         stack.enter_context(running(CELERY, environment, tmp_path / "celery.log"))
         job = wait_until(store, job_id, ended)
@@ -136,7 +136,7 @@ def test_lost_messages_and_a_killed_worker_do_no_harm(
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
         until = time.monotonic() + 30
-        while broker.llen("bridge") == 0:
+        while broker.llen("any") == 0:
             assert time.monotonic() < until
             time.sleep(0.05)
         broker.flushall()  # the broker loses its memory
@@ -159,7 +159,7 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
     broker = redis.Redis.from_url(redis_url)
 
     def waiting() -> list[str]:
-        messages = [b64decode(json.loads(m)["body"]) for m in broker.lrange("bridge", 0, -1)]
+        messages = [b64decode(json.loads(m)["body"]) for m in broker.lrange("any", 0, -1)]
         return sorted(job_id for job_id in jobs for m in messages if job_id.encode() in m)
 
     with running(RELAY, environment, tmp_path / "relay.log"):
@@ -167,7 +167,7 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
         while waiting() != jobs:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
-        broker.lpop("bridge")
+        broker.lpop("any")
         (left,) = waiting()
         (lost,) = set(jobs) - {left}
         while lost not in waiting():
@@ -189,3 +189,30 @@ def test_a_stopped_celery_worker_hands_its_job_back(
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
         assert job.checkpoint_step == job.progress_step, "the engine has saved"
+
+
+def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
+    store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    """One told by `-Q`, one by its GPUs; a job that none of them serves waits and says so."""
+    gpu, cpu, two = (submit(store, steps=2, gpus=gpus) for gpus in (1, 0, 2))
+    with ExitStack() as stack:
+        stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
+        on_gpu = {**environment, "BRIDGE_GPUS": "3"}
+        command = [*CELERY, "-Q", "gpu"]
+        stack.enter_context(running(command, on_gpu, tmp_path / "gpu.log"))
+        wait_until(store, gpu, ended, 60)
+        assert (store.get_job(cpu).status, store.get_job(two).status) == ("queued", "queued")
+        assert [(w.queues, w.gpus) for w in store.live_workers()] == [(["gpu"], 1)]
+        waiting = store.waiting_for([store.get_job(cpu), store.get_job(two)])
+        assert waiting == {
+            cpu: "a worker that serves the queue cpu",
+            two: "a worker with 2 GPUs that serves the queue gpu:2",
+        }
+        without = {**environment, "BRIDGE_GPUS": "none"}
+        stack.enter_context(running(CELERY, without, tmp_path / "cpu.log"))
+        wait_until(store, cpu, ended, 60)
+        assert store.get_job(two).status == "queued"
+    shown = tmp_path / "runs" / gpu / "devices"
+    assert shown.read_text() == "3"
+    assert store.live_workers() == [], "workers that have left are not counted on"

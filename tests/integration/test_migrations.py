@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import op
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import Engine, event, inspect, text
 
 from service.store import Store, StoreUnavailable
 from service.store.database import Database
@@ -97,6 +98,76 @@ def test_alembic_command_uses_the_settings(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert is_current(url)
+
+
+def test_jobs_of_the_version_before_come_along_and_paused_ones_go_back(empty_url: str) -> None:
+    upgrade(empty_url, "0001")
+    columns = (
+        "id, kind, method, model, status, wanted, spec, latest, attempt, lost_attempts, "
+        "progress_step, total_steps, created_at, queued_at"
+    )
+    values = (
+        "'job_1', 'train', 'sft', 'm', 'queued', 'run', '{}', '{}', 0, 0, 0, 1, "
+        "CURRENT_TIMESTAMP, CURRENT_TIMESTAMP"
+    )
+    with Database(empty_url).write() as session:
+        session.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values})"))
+    upgrade(empty_url)
+    store = Store(empty_url)
+    job = store.get_job("job_1")
+    assert (job.project_id, job.queue, job.priority, job.retries) == ("default", "any", 0, 0)
+    assert store.project("default").max_running is None
+    store.request("job_1", "pause")
+    store.close()
+    downgrade(empty_url, "0001")
+    with Database(empty_url).read() as session:
+        status = session.scalar(text("SELECT status FROM jobs"))
+        message = session.scalar(text("SELECT job_id FROM outbox"))
+    assert (status, message) == ("queued", "job_1")
+
+
+def test_indexes_are_built_while_the_table_is_written(postgres: Postgres) -> None:
+    """A plain CREATE INDEX would wait for the writer, and everybody else behind it."""
+    url = postgres.empty()
+    upgrade(url, "0002_control")
+    downgrade(url, "0001")
+    statements: list[str] = []
+
+    def note(*args: Any) -> None:
+        statements.append(args[2])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        upgrade(url, "0002_control")
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    on_jobs = [s for s in statements if "CREATE INDEX" in s and " ON jobs " in s]
+    assert len(on_jobs) == 2
+    assert all("CREATE INDEX CONCURRENTLY" in s for s in on_jobs)
+    limits = [s for s in statements if s.startswith("SET lock_timeout")]
+    assert limits[0] == "SET lock_timeout = '5s'", "before anything that locks a table"
+
+
+def test_a_migration_that_was_broken_off_goes_on(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns are there already when the indexes fail, which are built outside a transaction."""
+    url = postgres.empty()
+    upgrade(url, "0001")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(op, "create_index", fail)
+        with pytest.raises(RuntimeError, match="broken off"):
+            upgrade(url)
+    assert not is_current(url)
+    upgrade(url)
+    assert is_current(url)
+    assert "ix_jobs_waiting" in {
+        i["name"] for i in inspect(Database(url).engine).get_indexes("jobs")
+    }
 
 
 def test_a_migration_gives_up_on_a_table_in_use(

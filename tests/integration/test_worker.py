@@ -378,3 +378,50 @@ def test_worker_loads_no_torch() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- pause, retry, GPUs
+
+
+def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=40, every=100, step_seconds=0.05)
+    start()
+    wait_until(store, job_id, at_step(3))
+    assert store.request(job_id, "pause").status == "pausing"
+    paused = wait_until(store, job_id, lambda job: job.status == "paused")
+    assert paused.checkpoint_step == paused.progress_step < 40, "the engine has saved"
+    other = submit(store, steps=2)
+    assert wait_until(store, other, ended).status == "succeeded", "its worker is free"
+    assert store.get_job(job_id).attempt == 1
+    store.request(job_id, "resume")
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt, job.lost_attempts) == ("succeeded", 2, 0)
+    assert_complete(store, job_id, 40)
+    assert [a.outcome for a in store.attempts(job_id)] == ["paused", "succeeded"]
+
+
+def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start) -> None:
+    """What its run said last, that it failed, is no reason to fail again."""
+    job_id = submit(store, steps=10, every=4, fail_at=6)
+    start()
+    assert wait_until(store, job_id, ended).status == "failed"
+    with store.write() as session:  # what was wrong has been put right
+        job = session.get_one(JobRow, job_id)
+        job.spec = {**job.spec, "name": None}
+    store.request(job_id, "retry")
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt, job.error) == ("succeeded", 2, None)
+    resumed = [e.data["step"] for e in store.events_after(job_id) if e.type == "resume"]
+    assert resumed == [4]
+    assert_complete(store, job_id, 10)
+
+
+def test_jobs_of_one_worker_never_share_a_gpu(store: Store, start: Start, home: Path) -> None:
+    jobs = [submit(store, steps=30, gpus=1) for _ in range(2)]
+    alone = submit(store, steps=2, gpus=0)
+    start(GPUS="5,7", WORKER_SLOTS=3)
+    for job_id in (*jobs, alone):
+        assert wait_until(store, job_id, ended).status == "succeeded"
+    shown = [(home / "runs" / job_id / "devices").read_text() for job_id in (*jobs, alone)]
+    assert sorted(shown) == ["", "5", "7"]
+    assert store.project("default").gpu_seconds_used > 0

@@ -53,6 +53,7 @@ class ScriptedEngine:
         else:
             signal.signal(signal.SIGTERM, self._on_term)
         (self.run / "engine.pid").write_text(str(os.getpid()))
+        (self.run / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         if self.script.get("child"):
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             (self.run / "child.pid").write_text(str(child.pid))

@@ -12,6 +12,10 @@ from bridge_engine.spec import TrainSpec
 from tests.support.training import SPEC, make_trainer
 
 INIT = {"init": {"job": "job_0", "step": 2}}
+SMALL = {
+    "rollout": {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 6},
+    "sft": {"batch_size": 2},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,9 @@ def sources(tmp_path_factory):
 
     def of(method):
         if method not in made:
-            run = make_trainer(tmp_path_factory.mktemp("source") / method, method=method, steps=2)
+            run = make_trainer(
+                tmp_path_factory.mktemp("source") / method, method=method, steps=2, **SMALL
+            )
             assert run.run()
             made[method] = (run, run.state.checkpoints / "step-000002")
         return made[method]
@@ -39,7 +45,7 @@ def sources(tmp_path_factory):
 
 def started(folder, checkpoint, **changes):
     shutil.copytree(checkpoint, folder / "init")
-    return make_trainer(folder, **INIT, **changes)
+    return make_trainer(folder, **SMALL, **INIT, **changes)
 
 
 def values(run, name):
@@ -70,7 +76,7 @@ def test_a_run_that_began_so_resumes_to_the_same_bytes(sources, tmp_path):
         any(first.state.checkpoints.glob("step-*")) or bool(first.sets["student"].optimizer.state)
     )
     assert first.run() is False
-    second = make_trainer(tmp_path / "stopped", **INIT, steps=2)
+    second = make_trainer(tmp_path / "stopped", **SMALL, **INIT, steps=2)
     assert second.run()
     assert equal(values(second, "student"), values(straight, "student"))
 
@@ -90,7 +96,7 @@ def test_what_the_checkpoint_lacks_begins_fresh_and_the_shadow_as_the_student(so
 def test_a_checkpoint_that_is_missing_or_damaged_is_named(sources, tmp_path):
     _, checkpoint = sources("bridge")
     with pytest.raises(EngineError) as missing:
-        make_trainer(tmp_path / "missing", **INIT)._start()
+        make_trainer(tmp_path / "missing", **SMALL, **INIT)._start()
     assert missing.value.code == "init_missing"
     run = started(tmp_path / "damaged", checkpoint)
     (tmp_path / "damaged" / "init" / "student.safetensors").write_bytes(b"torn")
