@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bridge_engine import run_state
+from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader
 from bridge_engine.methods import METHODS, Exploration
 from bridge_engine.token_objectives import TokenObjectives
@@ -102,6 +103,19 @@ def test_what_does_not_fit_is_left_out_and_said(trainer):
     assert all(len(narrow.data.prompt(e)) <= 256 - 243 for e in narrow.data.prompts)
     logs = [e.message for e in EventReader(narrow.events.path).read() if e.type == "log"]
     assert any("data.prompts" in m and "left out" in m for m in logs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"sft": {"batch_size": 4, "max_tokens": 2}}, "data.demos"),
+        ({"rollout": {**SPEC["rollout"], "max_new_tokens": 255}}, "data.prompts"),
+    ],
+)
+def test_data_of_which_nothing_fits_is_an_error_that_says_what_and_why(trainer, changes, param):
+    with pytest.raises(EngineError, match=r"nothing to train on: .* all left out .* over") as error:
+        trainer(**changes)
+    assert (error.value.code, error.value.param) == ("no_data", param)
 
 
 def test_an_evaluation_leaves_room_for_its_own_length_not_the_rollouts(trainer):
