@@ -200,8 +200,8 @@ def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
         made._step(run_state.Progress())
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bitwise(tmp_path, method, how):
+def test_every_method_resumes_bitwise(tmp_path, method):
     """In one process, at every step; `tests/engine` kills whole processes."""
-    assert_resumes_bitwise(tmp_path, method, how)
+    interruptions = [(how, steps) for how in ("stopped", "killed") for steps in (1, 3)]
+    assert_resumes_bitwise(tmp_path, method, interruptions)
