@@ -48,6 +48,8 @@ MEGABYTE = 2**20
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 now = CLOCKS["wall"]
 PARTS = ("sampling", "verification", "forward", "backward", "optimiser", "events")
+MEMORY_STEPS = 2
+"""The second is the first whose gradients exist beside the moments of the optimiser."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: where the machine does other work too"
     )
+    parser.add_argument("--no-trl", action="store_true", help="BRIDGE and its floor alone")
     parser.add_argument("--no-bridge", action="store_true", help="leave BRIDGE's floor out")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
@@ -95,7 +98,8 @@ def main() -> None:
         f"torch {version('torch')}, transformers {version('transformers')}, trl {version('trl')}, "
         f"{options.threads} thread(s), medians of {options.repeats} alternating steps\n"
     )
-    beside_trl(options)
+    if not options.no_trl:
+        beside_trl(options)
     if not options.no_bridge:
         beside_its_floor(options)
 
@@ -346,7 +350,7 @@ def ours_alone(row: Row, repeats: int, threads: int) -> dict[str, Any]:
     """Peak memory of our trainer."""
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(row, threads, folder)
-        for _ in range(3):
+        for _ in range(MEMORY_STEPS):
             ours.step()
         ours.close()
     return {"peak_mb": peak_mb()}
@@ -358,7 +362,7 @@ def trl_alone(row: Row, repeats: int, threads: int) -> dict[str, Any]:
     command += ["--rows", next(name for name, known in ROWS.items() if known == row)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     prompts = json.loads(done.stdout.splitlines()[-1])["prompts"]
-    run_trl(row, prompts, 3, threads, lambda: None)
+    run_trl(row, prompts, MEMORY_STEPS, threads, lambda: None)
     return {"peak_mb": peak_mb()}
 
 

@@ -114,13 +114,13 @@ class TokenObjectives:
         # A rollout of advantage 0 has gradient 0: it counts in the mean, but no pass is spent on it
         # (unless the KL term, which has no advantage, wants it).
         passing = [s for s in kept if s.advantage != 0 or self.spec.rl.kl_coef > 0]
-        computed = sum(len(s.completion) for s in passing)
+        computed = sum(len(s.completion) for s in passing)  # 0 where all of them are empty
         metrics["objective"] = 0.0  # also where no rollout has anything to say
         for batch, counts in self._batches(passing):
             figures = self._surrogate(batch, names, term.weight, totals, counts)
             # means over the tokens that were computed, whatever the micro-batches
-            figures["logprob_drift"] *= totals.tokens / computed
-            figures["entropy"] /= computed
+            figures["logprob_drift"] *= totals.tokens / max(1, computed)
+            figures["entropy"] /= max(1, computed)
             _add(metrics, figures if counts else {})
         for batch, counts in self._batches([s for s in experts if s.advantage != 0]):
             assert term.gamma is not None

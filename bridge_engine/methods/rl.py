@@ -1,9 +1,14 @@
 """RL: GRPO from the base model, with no demonstrations ("RL-zero", paper §4).
 
-J_RL is GRPO's clipped surrogate (Shao et al. 2024, arXiv 2402.03300) with one optimisation step a
-batch, the token mean over the whole step, and no KL unless `rl.kl_coef` asks for it; constants are
-TRL's. With one inner step the policy that samples is the policy that learns, so in float32 the
-ratio is 1 and clipping never bites; in bfloat16 it differs by the rounding of merged weights.
+    θ ← θ + α ∇ J_RL(θ),   J_RL = 1/Z Σ_rollouts Σ_t min(r_t A, clip(r_t) A),   r_t = π / π_sampler
+
+J_RL is GRPO's clipped surrogate (Shao et al. 2024, arXiv 2402.03300), A the reward against its
+group; `bridge_engine.objectives.rl` has its variants.
+
+Deviations: Z is the token count of the whole step (`rl.loss: grpo` has the paper's mean of means),
+one optimisation step a batch, and no KL unless `rl.kl_coef` asks for it; constants are TRL's. With
+one inner step the policy that samples is the policy that learns, so in float32 the ratio is 1 and
+clipping never bites; in bfloat16 it differs by the rounding of merged weights.
 """
 
 from collections.abc import Mapping

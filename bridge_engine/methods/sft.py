@@ -1,4 +1,10 @@
-"""SFT: imitation of the demonstrations, the first half of the usual two stages (paper §1)."""
+"""SFT: imitation of the demonstrations, the first half of the usual two stages (paper §1).
+
+    θ ← θ + α ∇ J_SFT(θ),   J_SFT = Σ_demos Σ_t log π(y_t) / Σ_demos Σ_t 1
+
+Deviation: J_SFT is the mean over the demonstration tokens of the whole step, where the paper writes
+the log-likelihood of whole solutions. Prompts are not imitated.
+"""
 
 from collections.abc import Mapping
 from typing import Literal

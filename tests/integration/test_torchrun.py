@@ -201,6 +201,7 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(undisturbed, tmp_path, 
     assert [e.seq for e in run.events()] == list(range(1, len(run.events()) + 1))
 
 
+@pytest.mark.timeout(900)  # a minute or two where nothing else runs
 def test_every_method_resumes_bitwise_with_two_processes(tmp_path):
     script = ENGINE.with_name("rank_resume.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -209,10 +210,10 @@ def test_every_method_resumes_bitwise_with_two_processes(tmp_path):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(done.stdout.splitlines()) == 2 * len(METHODS)
+    assert done.stdout.split() == list(METHODS)
 
 
 def test_two_runs_of_two_processes_are_the_same_to_the_bit(undisturbed, tmp_path):

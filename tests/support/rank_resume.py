@@ -15,8 +15,7 @@ if __name__ == "__main__":
     with join() as world:
         assert world.size == 2
         for method in METHODS:
-            for how, after in (("stopped", 1), ("killed", 3)):
-                folder = Path(sys.argv[1]) / method
-                assert_resumes_bitwise(folder / how, method, how, world, after=[after])
-                if world.is_first:
-                    print(f"{method} {how}", flush=True)
+            interruptions = (("stopped", 1), ("killed", 3))
+            assert_resumes_bitwise(Path(sys.argv[1]) / method, method, interruptions, world)
+            if world.is_first:
+                print(method, flush=True)

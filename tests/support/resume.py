@@ -18,9 +18,9 @@ class Killed(BaseException):
     """What SIGKILL is to a process: nothing runs after it."""
 
 
-def assert_resumes_bitwise(folder, method, how, world=None, after=(1, 3)):
-    """Trains by the method straight on, and again with an interruption after each of these steps,
-    in folders under `folder`. Every rank of `world` calls it."""
+def assert_resumes_bitwise(folder, method, interruptions, world=None):
+    """Trains by the method straight on, and again with each of these interruptions (`stopped` or
+    `killed`, after so many steps), in folders under `folder`. Every rank of `world` calls it."""
     world = world or World()
     changes = {
         "method": {"name": method, "buffer": 3} if method == "relift" else method,
@@ -38,7 +38,7 @@ def assert_resumes_bitwise(folder, method, how, world=None, after=(1, 3)):
 
     straight = made("straight")
     assert straight.run()
-    for steps in after:
+    for how, steps in interruptions:
         name = f"{how}-{steps}"
         first = made(name, _after(steps, how))
         if how == "killed":

@@ -10,6 +10,7 @@ from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.events import EventReader
 from bridge_engine.methods import Exploration, make_method
 from bridge_engine.objectives import importance_weights
+from bridge_engine.rollout import Completion
 from bridge_engine.run_state import Progress
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.reference import Reference
@@ -18,6 +19,8 @@ from tests.support.training import SPEC, ScriptedVerifier, make_trainer
 from tests.unit.test_updates import assert_same
 
 STUDENT = ("student",)
+DEMOS = {"name": "arithmetic", "split": "demos", "limit": 16}
+PAIRED = {"prompts": DEMOS, "demos": DEMOS}
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +156,35 @@ def test_a_step_of_which_every_completion_is_cut_off_does_not_fail(trainer, meth
     assert all(math.isfinite(v) for v in metrics.values())
     if masked:
         assert metrics["objective/student"] == 0
+
+
+# --------------------------------------------------------------------------- empty completions
+
+
+class Silent:
+    """A sampler that writes these tokens and no more, every time."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def sync(self, step, names=None):
+        return {}
+
+    def sample(self, prompts, params, *, rng=None, repeats=1):
+        one = Completion(self.tokens, [-0.1] * len(self.tokens), finished=True)
+        return [one] * len(prompts) * repeats
+
+
+@pytest.mark.parametrize("words", ["nothing", "the end alone"])
+@pytest.mark.parametrize("method", ["rl", "bridge", "luffy"])
+def test_a_step_of_which_every_completion_is_empty_does_not_fail(trainer, method, words):
+    made = trainer(method=method, data=PAIRED)
+    made.explorer.sampler = Silent([] if words == "nothing" else [made.policy.eos_ids[0]])
+    made.explorer.verifier = ScriptedVerifier((True, False))  # so that all have an advantage
+    metrics = made._step(Progress())
+    assert metrics["completions/mean_length"] == (words == "the end alone")
+    assert all(math.isfinite(v) for v in metrics.values())
+    assert "skipped_steps" not in metrics
 
 
 # --------------------------------------------------------------------------- importance correction

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bridge_engine import run_state
+from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader
 from bridge_engine.methods import METHODS, Exploration
 from bridge_engine.token_objectives import TokenObjectives
@@ -104,6 +105,19 @@ def test_what_does_not_fit_is_left_out_and_said(trainer):
     assert any("data.prompts" in m and "left out" in m for m in logs)
 
 
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"sft": {"batch_size": 4, "max_tokens": 2}}, "data.demos"),
+        ({"rollout": {**SPEC["rollout"], "max_new_tokens": 255}}, "data.prompts"),
+    ],
+)
+def test_data_of_which_nothing_fits_is_an_error_that_says_what_and_why(trainer, changes, param):
+    with pytest.raises(EngineError, match=r"nothing to train on: .* all left out .* over") as error:
+        trainer(**changes)
+    assert (error.value.code, error.value.param) == ("no_data", param)
+
+
 def test_an_evaluation_leaves_room_for_its_own_length_not_the_rollouts(trainer):
     data = {**SPEC["data"], "eval": {"name": "arithmetic", "limit": 50}}
     made = trainer(data=data, eval={"max_new_tokens": 243})
@@ -186,8 +200,8 @@ def test_a_policy_of_nans_is_noticed_although_its_gradient_is_zero(trainer):
         made._step(run_state.Progress())
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bitwise(tmp_path, method, how):
+def test_every_method_resumes_bitwise(tmp_path, method):
     """In one process, at every step; `tests/engine` kills whole processes."""
-    assert_resumes_bitwise(tmp_path, method, how)
+    interruptions = [(how, steps) for how in ("stopped", "killed") for steps in (1, 3)]
+    assert_resumes_bitwise(tmp_path, method, interruptions)
