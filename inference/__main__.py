@@ -1,10 +1,18 @@
 """`python -m inference [--host HOST] [--port PORT]`: serves base models and adapters on loopback.
 
-Reads BRIDGE_INFERENCE_PORT (8001), BRIDGE_INFERENCE_THREADS (1: with more, a busy machine gets
-slower, not faster), BRIDGE_INFERENCE_QUEUE (64 waiting requests), BRIDGE_INFERENCE_DEVICE (auto),
-BRIDGE_INFERENCE_MAX_ADAPTERS (32) and BRIDGE_INFERENCE_MAX_MODELS (2; both are how many stay
-loaded), and BRIDGE_ALLOWED_HOSTS (names, with commas between, that it may be called by beside
-localhost, 127.0.0.1, [::1] and HOST). Exits with status 2 and one sentence when it cannot start.
+Reads, each named BRIDGE_INFERENCE_…:
+PORT (8001);
+DEVICE (auto);
+THREADS (1: with more, a busy machine gets slower, not faster);
+QUEUE (64 requests may wait to be begun);
+ROWS (64 completions of one base are written at the same time);
+MAX_ADAPTERS (32) and MAX_MODELS (2), how many stay loaded;
+MEMORY_GB (60 % of what the machine, or its GPU, has), for all that is loaded;
+CACHE_MB (1024), for the keys and values of each base's rows.
+
+And BRIDGE_ALLOWED_HOSTS (names, with commas between, that it may be called by beside localhost,
+127.0.0.1, [::1] and HOST). Exits with status 2 and one sentence when it cannot start. SIGTERM lets
+what has begun go on for ten seconds and sends away what waits.
 """
 
 from __future__ import annotations
@@ -14,6 +22,10 @@ import ipaddress
 import os
 import socket
 import sys
+from dataclasses import replace
+from types import FrameType
+
+from inference.limits import MAX_ADAPTERS, MAX_BASES, Limits
 
 CANNOT_START = 2
 _YES = ("1", "true", "yes", "on", "t", "y")
@@ -31,29 +43,80 @@ def main(arguments: list[str] | None = None) -> int:
         print(refusal, file=sys.stderr)
         return CANNOT_START
 
+    queue, threads = _number("BRIDGE_INFERENCE_QUEUE", 64), _number("BRIDGE_INFERENCE_THREADS", 1)
+    limits = Limits(
+        adapters=_number("BRIDGE_INFERENCE_MAX_ADAPTERS", MAX_ADAPTERS),
+        bases=_number("BRIDGE_INFERENCE_MAX_MODELS", MAX_BASES),
+        memory=_memory_given(),
+        rows=_number("BRIDGE_INFERENCE_ROWS", 64),
+        cache=_number("BRIDGE_INFERENCE_CACHE_MB", 1024) * 2**20,
+    )
+
     # Imported only now: torch takes seconds, and a taken port should be told at once.
     import torch
     import uvicorn
     from transformers.utils.logging import disable_progress_bar
 
     from bridge_engine.models import materialize_model
-    from inference.app import create_app
-    from inference.registry import MAX_ADAPTERS, MAX_BASES
+    from inference.app import GRACE_SECONDS, create_app
 
     disable_progress_bar()  # a log file is no terminal
-    torch.set_num_threads(_number("BRIDGE_INFERENCE_THREADS", 1))
+    torch.set_num_threads(threads)
+    device = os.environ.get("BRIDGE_INFERENCE_DEVICE", "auto")
+    if limits.memory is None:
+        limits = replace(limits, memory=_memory_of(device))
+    # The thread that computes and the one that answers take turns; by default every 5 ms, about
+    # as long as a small model takes for a token.
+    sys.setswitchinterval(0.0005)
     app = create_app(
         materialize_model,
-        waiting=_number("BRIDGE_INFERENCE_QUEUE", 64),
-        device=os.environ.get("BRIDGE_INFERENCE_DEVICE", "auto"),
-        max_adapters=_number("BRIDGE_INFERENCE_MAX_ADAPTERS", MAX_ADAPTERS),
-        max_bases=_number("BRIDGE_INFERENCE_MAX_MODELS", MAX_BASES),
+        waiting=queue,
+        device=device,
+        limits=limits,
         hosts=[options.host, *filter(None, os.environ.get("BRIDGE_ALLOWED_HOSTS", "").split(","))],
     )
-    uvicorn.run(
-        app, host=options.host, port=options.port, log_level="info", timeout_graceful_shutdown=5
+
+    class Server(uvicorn.Server):
+        """Tells the scheduler at once that nothing new may begin, not when all have hung up."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.scheduler.drain()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        *(app, options.host, options.port),
+        log_level="info",
+        timeout_graceful_shutdown=int(GRACE_SECONDS),
     )
+    Server(config).run()
     return 0
+
+
+def _memory_given() -> int | None:
+    """Bytes that may be loaded, where that is said."""
+    text = os.environ.get("BRIDGE_INFERENCE_MEMORY_GB", "")
+    if not text:
+        return None
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 0 < given < 1e9:
+        print(
+            f"BRIDGE_INFERENCE_MEMORY_GB must be a number above 0, not {text!r}.", file=sys.stderr
+        )
+        raise SystemExit(CANNOT_START)
+    return int(given * 1e9)
+
+
+def _memory_of(device: str) -> int:
+    """60 % of what the machine has, or its GPU."""
+    import psutil
+    import torch
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    total = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
+    return int(0.6 * total)
 
 
 def _refusal(host: str, port: int) -> str | None:

@@ -1,41 +1,51 @@
-"""What is loaded: base models, and the adapters that stand on them.
+"""What is loaded: base models, and the adapters for them.
 
-Of each only so many are kept; the one that was asked for the longest ago makes room. Nothing is
-lost by that: a base model is loaded again when it is named, and who asks for an adapter that is not
-here (404) loads it and asks again.
+Of each only so many are kept, within a limit of memory; the one that was asked for the longest ago
+makes room, unless a request is using it. Nothing is lost by that: a base model is loaded again when
+it is named, and who asks for an adapter that is not here (404) loads it and asks again.
 
-Every method runs on the generation thread, one at a time: loading, choosing an adapter and
-generating never overlap, so one request can never see another's adapter, and what makes room is
-never in use.
+All of this lives on the event loop; what takes long (reading files) is done by one other thread,
+while requests are answered. An adapter is a set of tensors of its own and is never written into the
+base, so loading and dropping one cannot change what another answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bridge_engine import logits
 from bridge_engine.errors import EngineError
+from bridge_engine.template import end_tokens
+from inference.batch import Batch
 from inference.errors import InferenceError, not_found
+from inference.limits import Limits
+from inference.lora import WEIGHTS, LoraWeights, read_lora
 
-MAX_ADAPTERS = 32
-MAX_BASES = 2
+LOAD_SECONDS = 20.0
+"""So long a request waits for a model to be loaded; then it hears when to come back."""
 
-Kept = TypeVar("Kept")
+Kept = TypeVar("Kept", "Base", "Adapter")
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Base:
-    """A base model in memory. `model` is the bare one until the first adapter wraps it."""
+    """A base model in memory."""
 
     name: str
     path: Path
@@ -43,35 +53,39 @@ class Base:
     tokenizer: Any
     context: int
     """Tokens of prompt and completion together."""
+    batch: Batch
+    bytes: int
     loaded_at: float = field(default_factory=time.time)
+    pins: int = 0
+    """Requests and loads that use it now."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Adapter:
     """A loaded adapter. Its name means these bytes for ever."""
 
     name: str
     path: Path
     base: Base
-    slot: str
-    """PEFT's name for it: adapter names may hold characters that module names may not."""
-    loaded_at: float
+    weights: LoraWeights
+    loaded_at: float = field(default_factory=time.time)
+    pins: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory it takes."""
+        return self.weights.bytes
 
 
 class Registry:
     """Base models on demand by name, adapters by explicit load."""
 
     def __init__(
-        self,
-        materialize: Callable[[str], Path],
-        device: str = "auto",
-        *,
-        max_adapters: int = MAX_ADAPTERS,
-        max_bases: int = MAX_BASES,
+        self, materialize: Callable[[str], Path], device: str = "auto", limits: Limits | None = None
     ) -> None:
+        """`materialize` turns a base model's name into a folder of weights."""
         self._materialize = materialize
-        self._max_adapters = max_adapters
-        self._max_bases = max_bases
+        self.limits = limits or Limits()
         self.device = (
             ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         )
@@ -79,40 +93,116 @@ class Registry:
         # Both in the order of their last use, the latest at the end.
         self.bases: dict[str, Base] = {}
         self.adapters: dict[str, Adapter] = {}
-        self._slots = 0
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        self._loads: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._freed = asyncio.Event()
 
-    def base(self, name: str) -> Base:
-        """The base model of that name, loaded on first use."""
+    def close(self) -> None:
+        """Ends the loading thread."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------------ use
+
+    @contextmanager
+    def pinned(self, target: Base | Adapter) -> Iterator[Base]:
+        """Within: neither it nor its base makes room for others. Gives the base."""
+        base = target.base if isinstance(target, Adapter) else target
+        held: list[Base | Adapter] = [base, target] if target is not base else [base]
+        for kept in held:
+            kept.pins += 1
+        try:
+            yield base
+        finally:
+            for kept in held:
+                kept.pins -= 1
+            self._freed.set()
+
+    async def find(self, name: str) -> Base | Adapter:
+        """The loaded adapter, or the base model, of that name."""
+        if name in self.adapters:
+            adapter = _used(self.adapters, name)
+            _used(self.bases, adapter.base.name)
+            return adapter
+        if "@" in name:  # JOB@STEP: never a base model's name
+            raise not_found(f"No adapter named {name!r} is loaded.")
+        return await self.base(name)
+
+    # ------------------------------------------------------------------ base models
+
+    async def base(self, name: str) -> Base:
+        """The base model of that name, loaded on first use.
+
+        Raises `InferenceError`: 404 for an unknown name, 503 while it takes long to load or all
+        that is loaded is in use.
+        """
         if name in self.bases:
             return _used(self.bases, name)
+        return await self._loaded("base model", name, lambda: self._load_base(name))
+
+    async def _load_base(self, name: str) -> Base:
         try:
-            path = self._materialize(name)
+            path = await self._read(lambda: self._materialize(name))
         except EngineError as error:
             raise not_found(error.message) from error
-        while len(self.bases) >= self._max_bases:  # before loading: both might not fit
-            self._drop_base(next(iter(self.bases)))
+        need = await self._read(lambda: _bytes_of(path, self.dtype))
+        await self._room_for_base(name, need)
+        base = self.bases[name] = await self._read(lambda: self._read_base(name, path, need))
+        log.info("loaded %s (%.1f MB)", name, need / 1e6)
+        return base
+
+    def _read_base(self, name: str, path: Path, need: int) -> Base:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=self.dtype, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+            model.to(self.device).eval().requires_grad_(False)
+            logits.check(model)
+        except (OSError, ValueError, EngineError) as error:
             raise InferenceError(
                 f"The base model {name!r} could not be loaded from {path}: {error}",
                 status=500,
                 type="InternalServerError",
                 param="model",
             ) from error
-        model.to(self.device).eval().requires_grad_(False)
-        base = Base(name, path, model, tokenizer, _context(model.config, tokenizer))
-        self.bases[name] = base
-        return base
+        places = max(1, self.limits.cache // _cache_bytes(model, self.dtype))
+        ends = _ends(model, tokenizer)
+        batch = Batch(model, tokenizer, ends, rows=self.limits.rows, places=places)
+        return Base(name, path, model, tokenizer, _context(model.config, tokenizer), batch, need)
 
-    def load_adapter(self, name: str, path: Path, base_model: str | None) -> Adapter:
+    async def _room_for_base(self, name: str, need: int) -> None:
+        """Before it is loaded: both might not fit."""
+        limit = self.limits.memory
+        if limit is not None and need > limit:
+            raise InferenceError(
+                f"The base model {name!r} needs {need / 1e9:.2f} GB; inference may use "
+                f"{limit / 1e9:.2f} GB. Raise BRIDGE_INFERENCE_MEMORY_GB, or use a smaller one.",
+                param="model",
+            )
+        while len(self.bases) >= self.limits.bases or self._over(need):
+            if (oldest := _unused(self.bases)) is not None:
+                self._drop_base(oldest)
+            else:
+                await self._until_freed()
+
+    def _drop_base(self, name: str) -> None:
+        """Frees the base model and all that stands on it."""
+        self.adapters = {n: a for n, a in self.adapters.items() if a.base.name != name}
+        del self.bases[name]
+        gc.collect()  # modules and their hooks point at each other
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------ adapters
+
+    async def load_adapter(
+        self, name: str, path: Path, base_model: str | None, sha256: str | None = None
+    ) -> Adapter:
         """Loads the adapter at `path` under `name`; the same name and path again is no error.
 
         Raises `InferenceError`: 400 for a used name with another path, a missing or broken folder,
-        weights that do not fit the base; 404 for an unknown base model.
+        weights that do not fit the base or are not those of `sha256`; 404 for an unknown base
+        model; 503 while it takes long, or where all adapters that are loaded are in use.
         """
         known = self.adapters.get(name)
         if known is not None:
@@ -127,67 +217,81 @@ class Registry:
             )
         if name in self.bases:
             raise InferenceError(f"{name!r} is the name of a base model.", param="lora_name")
-        base = self.base(_checked_base(path, base_model))
-        self._slots += 1
-        slot = f"slot{self._slots}"
-        try:
-            _attach(base, path, slot)
-        except Exception as error:  # whatever PEFT or safetensors make of damaged files
-            self._undo_attach(base, slot)
-            raise InferenceError(
-                f"The adapter at {path} does not fit the base model {base.name!r}: {error}",
-                param="lora_path",
-            ) from error
-        adapter = Adapter(name, path, base, slot, time.time())
-        self.adapters[name] = adapter
-        while len(self.adapters) > self._max_adapters:
-            self.unload_adapter(next(iter(self.adapters)))
-        return adapter
+        base_name = _checked_base(path, base_model)
+        return await self._loaded(
+            "adapter", name, lambda: self._load_adapter(name, path, base_name, sha256)
+        )
 
-    def _undo_attach(self, base: Base, slot: str) -> None:
-        """After a failed load: the base is as it was, or is loaded anew when next asked for."""
-        if any(adapter.base is base for adapter in self.adapters.values()):
-            _detach(base, slot)
-        else:  # PEFT had begun to rewrite the bare model in place
-            del self.bases[base.name]
+    async def _load_adapter(
+        self, name: str, path: Path, base_name: str, sha256: str | None
+    ) -> Adapter:
+        base = await self.base(base_name)
+        with self.pinned(base):
+            try:
+                weights = await self._read(
+                    lambda: read_lora(
+                        path, base.batch.routing.shapes, self.device, self.dtype, sha256
+                    )
+                )
+            except Exception as error:  # whatever PEFT or safetensors make of damaged files
+                raise InferenceError(
+                    f"The adapter at {path} does not fit the base model {base.name!r}: {error}",
+                    param="lora_path",
+                ) from error
+            while len(self.adapters) >= self.limits.adapters or self._over(weights.bytes):
+                if (oldest := _unused(self.adapters)) is not None:
+                    del self.adapters[oldest]
+                else:
+                    await self._until_freed()
+            adapter = self.adapters[name] = Adapter(name, path, base, weights)
+            return adapter
 
     def unload_adapter(self, name: str) -> None:
-        """Frees the adapter. Its name stays free to be loaded again."""
-        adapter = self.adapters.pop(name, None)
-        if adapter is None:
+        """Frees the adapter, once no request uses it. Its name stays free to be loaded again."""
+        if self.adapters.pop(name, None) is None:
             raise not_found(f"No adapter named {name!r} is loaded.")
-        _detach(adapter.base, adapter.slot)
 
-    def _drop_base(self, name: str) -> None:
-        """Frees the base model and all that stands on it."""
-        self.adapters = {n: a for n, a in self.adapters.items() if a.base.name != name}
-        del self.bases[name]
-        gc.collect()  # modules and their hooks point at each other
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+    # ------------------------------------------------------------------ loading
 
-    def find(self, name: str) -> Base | Adapter:
-        """The loaded adapter, or the base model, of that name."""
-        if name in self.adapters:
-            adapter = _used(self.adapters, name)
-            _used(self.bases, adapter.base.name)
-            return adapter
-        if "@" in name:  # JOB@STEP: never a base model's name
-            raise not_found(f"No adapter named {name!r} is loaded.")
-        return self.base(name)
+    def _over(self, more: int) -> bool:
+        kept: list[Base | Adapter] = [*self.bases.values(), *self.adapters.values()]
+        limit = self.limits.memory
+        return limit is not None and bool(kept) and sum(k.bytes for k in kept) + more > limit
 
-    @contextmanager
-    def active(self, target: Base | Adapter) -> Iterator[Any]:
-        """The model with exactly this adapter (or none) switched on."""
-        if isinstance(target, Adapter):
-            target.base.model.set_adapter(target.slot)
-            target.base.model.requires_grad_(False)
-            yield target.base.model
-        elif isinstance(target.model, PeftModel):
-            with target.model.disable_adapter():
-                yield target.model
-        else:
-            yield target.model
+    async def _until_freed(self) -> None:
+        """Until a request that used something has ended."""
+        self._freed.clear()
+        await self._freed.wait()
+
+    async def _read(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, done on the loading thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
+
+    async def _loaded(self, kind: str, name: str, load: Callable[[], Awaitable[Result]]) -> Result:
+        """What `load` gives; those who ask for the same meanwhile share it. It goes on when they
+        tire of waiting, so that it is there when they come back."""
+        key = (kind, name)
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.ensure_future(load())
+            task.add_done_callback(lambda done: self._ended(key, done))
+        done, _ = await asyncio.wait({task}, timeout=LOAD_SECONDS)
+        if not done:
+            raise InferenceError(
+                f"The {kind} {name!r} is being loaded, or waits for others in use to make room; "
+                "try again in a few seconds.",
+                status=503,
+                type="ServiceUnavailableError",
+                param="model",
+                retry_after=5,
+            )
+        result: Result = task.result()
+        return result
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
+        self._loads.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("the %s %s was not loaded: %s", *key, error)
 
 
 def _used(kept: dict[str, Kept], name: str) -> Kept:
@@ -196,10 +300,14 @@ def _used(kept: dict[str, Kept], name: str) -> Kept:
     return kept[name]
 
 
+def _unused(kept: dict[str, Kept]) -> str | None:
+    """The name that was not asked for the longest, among those that nobody uses now."""
+    return next((name for name, item in kept.items() if not item.pins), None)
+
+
 def _checked_base(path: Path, base_model: str | None) -> str:
     """The adapter's base model; checks the folder and, where the folder names it, the base."""
-    weights = path / "adapter_model.safetensors"
-    if not (path / "adapter_config.json").is_file() or not weights.is_file():
+    if not (path / "adapter_config.json").is_file() or not (path / WEIGHTS).is_file():
         raise InferenceError(
             f"No adapter lies at {path}: adapter_config.json and adapter_model.safetensors are "
             "needed (weights in any other format are refused).",
@@ -226,39 +334,35 @@ def _checked_base(path: Path, base_model: str | None) -> str:
     return str(name)
 
 
-def _attach(base: Base, path: Path, slot: str) -> None:
-    """Puts the adapter beside the others on its base; weights that find no place are an error."""
-    if not isinstance(base.model, PeftModel):
-        base.model = PeftModel.from_pretrained(base.model, path, adapter_name=slot)
-    else:
-        base.model.load_adapter(path, adapter_name=slot)
-    expected = {
-        key.replace(f".{slot}.", ".") for key in base.model.state_dict() if f".{slot}." in key
-    }
-    given = _weight_names(path / "adapter_model.safetensors")
-    if given != expected:
-        odd = sorted(given ^ expected)[:3]
-        raise ValueError(f"its weights are not those its adapter_config.json describes: {odd}")
-    base.model.eval().requires_grad_(False)
+def _bytes_of(path: Path, dtype: torch.dtype) -> int:
+    """Memory that a folder's weights take in this dtype, from the files' headers."""
+    size = torch.empty((), dtype=dtype).element_size()
+    total = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                count = 1
+                for side in tensors.get_slice(key).get_shape():
+                    count *= side
+                total += count * size
+    return total
 
 
-def _detach(base: Base, slot: str) -> None:
-    model = base.model
-    if not isinstance(model, PeftModel) or slot not in model.peft_config:
-        return
-    if len(model.peft_config) == 1:
-        base.model = model.unload()
-    else:
-        other = next(name for name in model.peft_config if name != slot)
-        model.set_adapter(other)
-        model.delete_adapter(slot)
+def _cache_bytes(model: Any, dtype: torch.dtype) -> int:
+    """Of one token's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = torch.empty((), dtype=dtype).element_size()
+    return int(2 * config.num_hidden_layers * heads * depth * size)
 
 
-def _weight_names(path: Path) -> set[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a text: those at which training sampled until. None known: it runs on."""
+    try:
+        return end_tokens(model, tokenizer)
+    except EngineError:
+        return []
 
 
 def _context(config: Any, tokenizer: Any) -> int:

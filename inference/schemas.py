@@ -1,24 +1,37 @@
-"""Request and response bodies, as vLLM's OpenAI server has them."""
+"""Request bodies, as vLLM's OpenAI server has them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+MOST_CHOICES = 64
+
 
 class LoadAdapter(BaseModel):
-    """POST /v1/load_lora_adapter. `base_model` is needed where the folder does not name it."""
+    """POST /v1/load_lora_adapter. `base_model` is needed where the folder does not name it;
+    weights that are not those of `sha256` are refused."""
 
     lora_name: Annotated[str, Field(min_length=1, max_length=200)]
     lora_path: Annotated[str, Field(min_length=1)]
     base_model: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 class UnloadAdapter(BaseModel):
     """POST /v1/unload_lora_adapter."""
 
     lora_name: str
+
+
+class StreamOptions(BaseModel):
+    """What a stream says beside text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
 
 
 class Sampling(BaseModel):
@@ -32,10 +45,11 @@ class Sampling(BaseModel):
     """Default: 256, or what the context leaves."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    n: Annotated[int, Field(ge=1, le=64)] = 1
-    stop: str | list[str] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    stream: Literal[False] = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
     user: str | None = None
 
     def stop_strings(self) -> tuple[str, ...]:
@@ -43,11 +57,33 @@ class Sampling(BaseModel):
         found = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in found if text)
 
+    @property
+    def usage_wanted(self) -> bool:
+        """Shall a stream end with the count of tokens?"""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class CompletionRequest(Sampling):
-    """POST /v1/completions."""
+    """POST /v1/completions. Several prompts get `n` choices each, in their order."""
 
-    prompt: str
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probabilities of the tokens, and of this many of the likeliest at each place."""
+    echo: bool = False
+    """Give the prompt back too, with its log-probabilities where those are asked for."""
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Every prompt, as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
 
 
 class Message(BaseModel):
@@ -61,6 +97,7 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-
-
-Json = dict[str, Any]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """OpenAI's newer name of `max_tokens`; wins where both are given."""
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -182,24 +182,24 @@ def _draw(logits_RV: Tensor, params: SamplingParams, uniforms_R: Tensor) -> tupl
     if params.temperature == 0:
         drawn_R1 = logits_RV.argmax(-1, keepdim=True)
     elif params.temperature == 1 and params.top_p == 1:
-        drawn_R1 = _inverse(weights_RV, uniforms_R.unsqueeze(1))
+        drawn_R1 = inverse(weights_RV, uniforms_R.unsqueeze(1))
     else:
         probabilities_RV = torch.softmax(logits_RV / params.temperature, dim=-1)
-        drawn_R1 = _inverse(_nucleus(probabilities_RV, params.top_p), uniforms_R.unsqueeze(1))
+        drawn_R1 = inverse(nucleus(probabilities_RV, params.top_p), uniforms_R.unsqueeze(1))
     logprobs_R1 = logits_RV.gather(1, drawn_R1) - highest_R1 - totals_R1.log()
     return drawn_R1.squeeze(1), logprobs_R1.squeeze(1)
 
 
-def _nucleus(probabilities_RV: Tensor, top_p: float) -> Tensor:
-    """The probabilities within the nucleus, 0 outside."""
-    if top_p == 1:
+def nucleus(probabilities_RV: Tensor, top_p: float | Tensor) -> Tensor:
+    """The probabilities within the nucleus, 0 outside; `top_p` may be one a row (R × 1)."""
+    if isinstance(top_p, float | int) and top_p == 1:
         return probabilities_RV
     sorted_RV, order_RV = probabilities_RV.sort(dim=-1, descending=True)
     outside_RV = sorted_RV.cumsum(-1) - sorted_RV >= top_p
     return probabilities_RV.masked_fill(outside_RV.gather(1, order_RV.argsort(-1)), 0.0)
 
 
-def _inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
+def inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
     """Where each row's cumulated weight passes its uniform number's share of the whole: R × 1.
 
     In two looks, which block of the vocabulary and where in it: to cumulate fifty thousand weights

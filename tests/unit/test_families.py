@@ -17,7 +17,9 @@ from bridge_engine.spec import LoraSpec, RuntimeSpec, TemplateSpec, TrainSpec
 from bridge_engine.spec_checks import resolve_spec
 from bridge_engine.template import demonstration, prompt_tokens
 from bridge_engine.trainer import Trainer
-from inference import generation
+from inference.batch import Batch
+from inference.sampling import SamplingParams as ServingParams
+from tests.support.batches import written_by
 from tests.support.families import FAMILIES, PADDING, save
 
 NAMES = ("student", "teacher")
@@ -233,15 +235,15 @@ def test_sampling_stops_at_the_end_of_text_and_at_the_end_of_an_answer(family):
 
 
 def test_serving_stops_where_sampling_did(family):
-    policy = policy_of(family.name)
-    for end in policy.eos_ids:
+    for end in policy_of(family.name).eos_ids:
+        policy = policy_of(family.name)
         with torch.no_grad():
             bias = torch.zeros(policy.model.config.vocab_size)
             bias[end] = 50.0
             policy.model.get_output_embeddings().bias = torch.nn.Parameter(bias)
-        params = generation.SamplingParams(20)
-        (written,) = generation.generate(policy.model, policy.tokenizer, [5, 6, 7], params)
-        assert (written.finish_reason, written.tokens) == ("stop", 1)
+        batch = Batch(policy.model, policy.tokenizer, policy.eos_ids, rows=4, places=100)
+        (written,) = written_by(batch, [5, 6, 7], ServingParams(20))
+        assert (written.finish_reason, written.count) == ("stop", 1)
 
 
 def test_a_base_model_without_template_has_one_end():

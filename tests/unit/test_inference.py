@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -24,7 +25,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from bridge_engine.errors import EngineError
 from inference.app import create_app
-from inference.worker import GenerationThread
+from inference.batch import Batch
+from inference.limits import Limits
 
 ALPHABET = "0123456789+-*()=,#?"
 CONTEXT = 48
@@ -310,37 +312,55 @@ def test_models_lists_bases_and_adapters_with_their_parent(client: Any, house: P
     assert client.get("/health").status_code == 200
 
 
-def test_full_queue_answers_429_with_a_time_to_come_back(house: Path) -> None:
+class Held:
+    """Keeps the thread that computes from going on until `release`."""
+
+    def __init__(self, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.running, self._release = threading.Event(), threading.Event()
+        advance = Batch.advance
+
+        def held(batch: Batch, tell: Any) -> None:
+            self.running.set()
+            self._release.wait(60)
+            advance(batch, tell)
+
+        monkeypatch.setattr(Batch, "advance", held)
+        self.release = self._release.set
+        self.scheduler = app.state.scheduler
+
+    def waiting(self, count: int) -> None:
+        deadline = time.monotonic() + 30
+        while self.scheduler.figures()["waiting"] < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_full_queue_answers_429_with_a_time_to_come_back(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = create_app(lambda name: house / name, waiting=1, device="cpu")
-    thread: GenerationThread = app.state.thread
-    running, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        running.set()
-        release.wait(20)
-
-    with serving(app) as client:
-        thread.submit(hold)
-        assert running.wait(5)
-        thread.submit(lambda: None)  # fills the one waiting place
+    with serving(app) as client, ThreadPoolExecutor(1) as pool:
+        held = Held(app, monkeypatch)
+        first = pool.submit(complete, client, "plain")
+        held.waiting(1)
         refused = complete(client, "plain")
-        release.set()
+        held.release()
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
+        assert first.result().status_code == 200
         assert complete(client, "plain").status_code == 200
 
 
-def test_waiting_generations_never_keep_the_health_check_waiting(house: Path) -> None:
+def test_waiting_generations_never_keep_the_health_check_waiting(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = create_app(lambda name: house / name, waiting=64, device="cpu")
-    thread: GenerationThread = app.state.thread
-    release = threading.Event()
     with serving(app) as client, ThreadPoolExecutor(60) as pool:
-        thread.submit(lambda: release.wait(60))
+        held = Held(app, monkeypatch)
         waiting = [pool.submit(complete, client, "plain") for _ in range(60)]  # more than threads
-        while thread._queue.qsize() < 60:
-            time.sleep(0.01)
-        assert client.get("/health", timeout=5).status_code == 200
-        release.set()
+        held.waiting(60)
+        assert client.get("/health").json()["waiting"] == 60
+        held.release()
         assert {answer.result().status_code for answer in waiting} == {200}
 
 
@@ -368,7 +388,7 @@ def loaded(client: Any) -> set[str]:
 
 
 def test_the_adapter_not_asked_for_the_longest_makes_room(house: Path) -> None:
-    app = create_app(lambda name: house / name, device="cpu", max_adapters=2)
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=2))
     with serving(app) as client:
         load(client, "J@1", house / "one")
         load(client, "J@2", house / "two")
@@ -382,21 +402,24 @@ def test_the_adapter_not_asked_for_the_longest_makes_room(house: Path) -> None:
 
 
 def test_many_adapters_leave_no_more_in_memory_than_are_kept(house: Path) -> None:
-    app = create_app(lambda name: house / name, device="cpu", max_adapters=2)
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=2))
     with serving(app) as client:
+        seen = []
         for step in range(6):
             folder = house / ("one", "two")[step % 2]
             assert load(client, f"J@{step}", folder).status_code == 200
+            assert complete(client, f"J@{step}").status_code == 200
+            seen.append(weakref.ref(app.state.registry.adapters[f"J@{step}"].weights))
         assert loaded(client) == {"plain", "J@4", "J@5"}
-        model = app.state.registry.bases["plain"].model
-        slots = {key.split(".")[-2] for key in model.state_dict() if "lora_A" in key}
-        assert len(slots) == 2
+        gc.collect()
+        assert [weights() is not None for weights in seen] == [False] * 4 + [True] * 2
         assert text_of(complete(client, "J@4")) == reference(house, "plain", "one")
         assert text_of(complete(client, "plain")) == reference(house, "plain", None)
 
 
 def test_the_base_not_asked_for_the_longest_makes_room_with_its_adapters(house: Path) -> None:
-    app = create_app(lambda name: house / name.partition("-")[0], device="cpu", max_bases=2)
+    limits = Limits(bases=2)
+    app = create_app(lambda name: house / name.partition("-")[0], device="cpu", limits=limits)
     with serving(app) as client:
         load(client, "J@1", house / "one")
         load(client, "K@1", house / "other")
