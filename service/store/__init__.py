@@ -24,9 +24,9 @@ from service.store.models import (
     OutboxRow,
     SampleRow,
 )
-from service.store.series import Point
 from service.store.status import STATUSES, TERMINAL, TRANSITIONS, Status
 from service.store.store import Store
+from service.store.thinning import Point
 
 __all__ = [
     "STATUSES",
