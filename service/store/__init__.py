@@ -27,9 +27,9 @@ from service.store.models import (
     WorkerRow,
 )
 from service.store.queues import QUEUES, Offer
-from service.store.series import Point
 from service.store.status import REQUESTS, STATUSES, TERMINAL, TRANSITIONS, Request, Status
 from service.store.store import Store
+from service.store.thinning import Point
 
 __all__ = [
     "QUEUES",

@@ -178,6 +178,9 @@ class JobRow(Row):
     """The checkpoint of that job whose parameters it starts from; None: it starts afresh."""
 
     progress_step: Mapped[int]
+    """Finished steps. No figure stored is of a later one."""
+    rolled_steps: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The figures of steps below this one are summed up in `rollups`, in whole buckets."""
     total_steps: Mapped[int]
     best_step: Mapped[int | None]
     """Step of the checkpoint with the highest held-out accuracy."""
@@ -275,6 +278,31 @@ class MetricRow(Row):
     step: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[float | None] = mapped_column(Double)
     """None where the figure was not a number."""
+
+
+class RollupRow(Row):
+    """What a metric's points in one bucket of `level` steps come to (`service.store.rollups`)."""
+
+    __tablename__ = "rollups"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    job_id: Mapped[str] = _job_key()
+    key: Mapped[str] = mapped_column(String, primary_key=True)
+    level: Mapped[int] = mapped_column(primary_key=True)
+    """Steps a bucket has."""
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    """The steps from bucket · level to (bucket + 1) · level, that one excluded."""
+    points: Mapped[int]
+    """How many there are."""
+    first_step: Mapped[int]
+    first: Mapped[float | None] = mapped_column(Double)
+    last_step: Mapped[int]
+    last: Mapped[float | None] = mapped_column(Double)
+    low_step: Mapped[int]
+    low: Mapped[float | None] = mapped_column(Double)
+    """The smallest value, at the first of the steps that have it; None: none was a number."""
+    high_step: Mapped[int]
+    high: Mapped[float | None] = mapped_column(Double)
 
 
 class SampleRow(Row):

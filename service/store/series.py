@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from service.store.database import Database
 from service.store.errors import NotFound
 from service.store.jobs import found
-from service.store.models import CheckpointRow, MetricRow, SampleRow
-
-Point = tuple[int, float | None]
-"""(step, value); a value that was not a number is None."""
+from service.store.models import CheckpointRow, JobRow, MetricRow, SampleRow
+from service.store.thinning import Point, Thinned
 
 
 class Series(Database):
@@ -29,26 +27,20 @@ class Series(Database):
     ) -> dict[str, list[Point]]:
         """Each metric's points, by rising step; raises NotFound.
 
-        With `max_points` (at least 4) a longer series is thinned out: of each of its sections the
-        smallest and the greatest point remain, and the first and the last one of all. What stuck
-        out still sticks out.
+        With `max_points` (at least 4) a longer series is thinned out: its steps are cut into equal
+        sections, of each of which the smallest and the greatest point remain, and the first and the
+        last one of all. What stuck out still sticks out. What it costs depends on what is asked
+        for, not on how long the series is.
         """
         if max_points is not None and max_points < 4:
             raise ValueError(f"max_points must be at least 4, not {max_points}")
-        query: Any = select(MetricRow.key, MetricRow.step, MetricRow.value)
-        query = query.where(MetricRow.job_id == job_id)
-        if keys is not None:
-            query = query.where(MetricRow.key.in_(keys))
-        if after_step is not None:
-            query = query.where(MetricRow.step > after_step)
-        if max_points is not None:
-            query = _thinned(query, max_points)
         with self.read() as session:
-            found(session, job_id)
-            series: dict[str, list[Point]] = defaultdict(list)
-            for key, step, value in session.execute(query.order_by("key", "step")):
-                series[key].append((step, value))
-        return dict(series)
+            job = _progress(session, job_id)
+            names = sorted(job.latest if keys is None else set(keys) & set(job.latest))
+            start = 0 if after_step is None else after_step + 1
+            if max_points is None:
+                return _points(session, job_id, names, start)
+            return Thinned(session, job_id, job.rolled_steps, start, max_points).series(names)
 
     def samples(
         self, job_id: str, step: int | None = None, limit: int = 100, after: int | None = None
@@ -80,32 +72,22 @@ class Series(Database):
             return list(session.scalars(query.order_by(CheckpointRow.step)))
 
 
-def _thinned(query: Any, max_points: int) -> Any:
-    """At most `max_points` of each key: extremes of equal sections, and the two ends."""
-    points = query.subquery()
-    key, step = points.c.key, points.c.step
-    sections = (max_points - 2) // 2
-    cut = select(
-        points,
-        func.count().over(partition_by=key).label("total"),
-        func.ntile(sections).over(partition_by=key, order_by=step).label("section"),
-        func.row_number().over(partition_by=key, order_by=step).label("rank"),
-    ).subquery()
-    # Figures that are not numbers come last either way: SQLite and Postgres sort NULLs apart.
-    section = (cut.c.key, cut.c.section)
-    unknown = cut.c.value.is_(None)
-    low = func.row_number().over(partition_by=section, order_by=(unknown, cut.c.value, cut.c.step))
-    high = func.row_number().over(
-        partition_by=section, order_by=(unknown, cut.c.value.desc(), cut.c.step)
+def _progress(session: Session, job_id: str) -> Any:
+    """What there is of the job's series; not the whole of its row."""
+    query = select(JobRow.latest, JobRow.rolled_steps).where(JobRow.id == job_id)
+    if (job := session.execute(query).one_or_none()) is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+def _points(
+    session: Session, job_id: str, names: Sequence[str], start: int
+) -> dict[str, list[Point]]:
+    """Every point from step `start` on."""
+    query = select(MetricRow.key, MetricRow.step, MetricRow.value).where(
+        MetricRow.job_id == job_id, MetricRow.key.in_(names), MetricRow.step >= start
     )
-    ranked = select(cut, low.label("low"), high.label("high")).subquery()
-    keep = or_(
-        ranked.c.total <= max_points,
-        ranked.c.low == 1,
-        ranked.c.high == 1,
-        ranked.c.rank == 1,
-        ranked.c.rank == ranked.c.total,
-    )
-    return select(ranked.c.key.label("key"), ranked.c.step.label("step"), ranked.c.value).where(
-        keep
-    )
+    series: dict[str, list[Point]] = {}
+    for key, step, value in session.execute(query.order_by(MetricRow.key, MetricRow.step)):
+        series.setdefault(key, []).append((step, value))
+    return series

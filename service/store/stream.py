@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from bridge_engine import events as ev
+from service.store import rollups
 from service.store.adapters import STUDENT
-from service.store.database import Database, clean, upsert
+from service.store.database import Database, JsonText, clean, insert_rows, upsert
 from service.store.leases import owned
 from service.store.models import (
     AdapterRow,
@@ -74,7 +75,9 @@ class _Projection:
         self._session = session
         self._job = job
         self._metrics: dict[tuple[str, int], float | None] = {}
-        self._samples: list[dict[str, Any]] = []
+        self._latest: dict[str, float | None] = {}
+        self._reached = job.progress_step
+        self._samples: list[tuple[Any, ...]] = []
 
     def apply(self, events: Sequence[ev.Event]) -> None:
         for event in events:
@@ -90,28 +93,27 @@ class _Projection:
                 case _:
                     pass  # a phase, a log line, an end: the event itself is all there is to keep
         self._write_gathered()
-        self._session.execute(insert(EventRow), [self._row(event) for event in events])
-
-    def _row(self, event: ev.Event) -> dict[str, Any]:
-        return {
-            "job_id": self._job.id,
-            "seq": event.seq,
-            "attempt": self._job.attempt,
-            "step": getattr(event, "step", None),
-            "type": event.type,
-            "data": clean(event.model_dump(mode="json")),
-            "time": datetime.fromtimestamp(event.time, UTC),
-        }
+        job_id, attempt = self._job.id, self._job.attempt
+        rows = (
+            (
+                *(job_id, event.seq, attempt, getattr(event, "step", None), event.type),
+                *(_as_json(event), datetime.fromtimestamp(event.time, UTC)),
+            )
+            for event in events
+        )
+        columns = ("job_id", "seq", "attempt", "step", "type", "data", "time")
+        insert_rows(self._session, EventRow, columns, rows)
 
     def _metric(self, event: ev.Metric) -> None:
-        figures = {key: clean(value) for key, value in event.metrics.items()}
-        self._metrics.update({(key, event.step): value for key, value in figures.items()})
-        self._job.latest = {**self._job.latest, **figures}
-        self._job.progress_step = max(self._job.progress_step, event.step)
+        step = event.step
+        figures = {clean(key): clean(value) for key, value in event.metrics.items()}
+        self._metrics.update({(key, step): value for key, value in figures.items()})
+        self._latest.update(figures)
+        self._reached = max(self._reached, event.step)
 
     def _sample(self, event: ev.Sample) -> None:
-        fields = clean(event.model_dump(include=_SAMPLE_FIELDS))
-        self._samples.append({"job_id": self._job.id, **fields})
+        fields = clean(event.model_dump(include=set(_SAMPLE_FIELDS)))
+        self._samples.append((self._job.id, *(fields[name] for name in _SAMPLE_FIELDS)))
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:
         job, now = self._job, datetime.now(UTC)
@@ -154,36 +156,36 @@ class _Projection:
             "accuracy": clean(event.student_accuracy),
         }
         rows = [row for row in (policy, student) if row["path"] is not None]
-        if rows:
-            upsert(self._session, AdapterRow, rows)
+        upsert(self._session, AdapterRow, rows)
         self._find_best()
 
     def _resume(self, event: ev.Resume) -> None:
         """Whatever was reported for later steps is void: it will be computed again."""
         self._write_gathered()
         job, session = self._job, self._session
-        for table in (MetricRow, SampleRow, CheckpointRow, AdapterRow):
+        for table in (SampleRow, CheckpointRow, AdapterRow):
             later = (table.job_id == job.id) & (table.step > event.step)
             session.execute(delete(table).where(later))
+        # Key by key: by the step alone, every figure of the job would be looked at.
+        figures = (MetricRow.job_id == job.id) & MetricRow.key.in_(list(job.latest))
+        session.execute(delete(MetricRow).where(figures, MetricRow.step > event.step))
+        rollups.void(session, job, event.step + 1)
         newest = select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id)
         job.checkpoint_step = session.scalar(newest)
-        job.progress_step = max(event.step, 0)  # -1: not even the first measurement stands
+        job.progress_step = self._reached = max(
+            event.step, 0
+        )  # -1: not even the first measurement stands
         job.latest = self._last_values()
         self._find_best()
 
     def _last_values(self) -> dict[str, float | None]:
-        last = (
-            select(MetricRow.key, func.max(MetricRow.step).label("step"))
-            .where(MetricRow.job_id == self._job.id)
-            .group_by(MetricRow.key)
-            .subquery()
-        )
-        query = select(MetricRow.key, MetricRow.value).where(
-            MetricRow.job_id == self._job.id,
-            MetricRow.key == last.c.key,
-            MetricRow.step == last.c.step,
-        )
-        return dict(self._session.execute(query).all())
+        values = {}
+        for key in self._job.latest:
+            of_key = (MetricRow.job_id == self._job.id) & (MetricRow.key == key)
+            query = select(MetricRow.value).where(of_key).order_by(MetricRow.step.desc()).limit(1)
+            if (last := self._session.execute(query).one_or_none()) is not None:
+                values[key] = last.value
+        return values
 
     def _find_best(self) -> None:
         """The best checkpoint is the one with the highest accuracy, of equals the latest."""
@@ -193,22 +195,35 @@ class _Projection:
         )
         order = (CheckpointRow.accuracy.desc(), CheckpointRow.step.desc())
         job.best_step = session.scalar(measured.order_by(*order).limit(1))
+        # Of all of them, only the rows that change are written.
+        best = CheckpointRow.step == (-1 if job.best_step is None else job.best_step)
         flag = update(CheckpointRow).where(CheckpointRow.job_id == job.id)
-        session.execute(
-            flag.values(best=CheckpointRow.step == job.best_step)
-            if job.best_step is not None
-            else flag.values(best=False)
-        )
+        session.execute(flag.where(CheckpointRow.best != best).values(best=best))
 
     def _write_gathered(self) -> None:
-        figures = [
-            {"job_id": self._job.id, "key": key, "step": step, "value": value}
-            for (key, step), value in self._metrics.items()
-        ]
-        upsert(self._session, MetricRow, figures)
-        if self._samples:
-            self._session.execute(insert(SampleRow), self._samples)
-        self._metrics, self._samples = {}, []
+        session, job = self._session, self._job
+        job_id, known = job.id, job.progress_step
+        points = self._metrics.items()
+        # Of a step that is reported on for the first time nothing can be there already.
+        new = [(job_id, key, step, value) for (key, step), value in points if step > known]
+        insert_rows(session, MetricRow, _FIGURE, new)
+        again = [(job_id, key, step, value) for (key, step), value in points if step <= known]
+        upsert(session, MetricRow, [dict(zip(_FIGURE, row, strict=True)) for row in again])
+        rollups.roll_up(session, job, self._metrics, self._reached)
+        job.progress_step = self._reached
+        if self._latest:
+            job.latest = {**job.latest, **self._latest}
+        insert_rows(session, SampleRow, ("job_id", *_SAMPLE_FIELDS), self._samples)
+        self._metrics, self._latest, self._samples = {}, {}, []
 
 
-_SAMPLE_FIELDS = {"step", "source", "problem", "completion", "gold", "reward"}
+def _as_json(event: ev.Event) -> object:
+    """The event as its column takes it. Metrics, of which there are many, come as pydantic writes
+    them, which knows no NaN; a NUL in a text is seen in it as well."""
+    if isinstance(event, ev.Metric) and "\\u0000" not in (written := event.model_dump_json()):
+        return JsonText(written)
+    return clean(event.model_dump(mode="json"))
+
+
+_FIGURE = ("job_id", "key", "step", "value")
+_SAMPLE_FIELDS = ("step", "source", "problem", "completion", "gold", "reward")
