@@ -11,9 +11,11 @@
 #   make clean       remove .venv, .venv-vllm and caches (never .bridge: your jobs live there)
 #
 # PYTHON=python3.12 make test   takes another interpreter for .venv.
+# PROCESSES=4 make test         tests in so many processes; the tests of a file stay together.
 
 PYTHON ?= python3
 VENV   ?= .venv
+PROCESSES ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SMOLLM := $(VENV)/.smollm
@@ -62,7 +64,7 @@ lint: $(STAMP)
 
 test: $(SMOLLM) lint
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(TEST_ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m 'not integration and not e2e and not gpu' $(TEST_ARGS)
