@@ -104,7 +104,8 @@ def until(house: Composition, job_id: str, true: Any, seconds: float = 300) -> d
 
 
 def test_every_service_starts_in_its_order_and_passes_its_health_check(house: Composition) -> None:
-    """The start itself waited for each `depends_on`; a password of odd characters opened Postgres."""
+    """The start itself waited for each `depends_on`, and a password of odd characters opened
+    Postgres."""
     for name in SERVICES:
         if name == "migrate":
             assert house.running[name].process.returncode == 0

@@ -7,7 +7,6 @@ with the same user, password and database.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import signal
@@ -169,8 +168,9 @@ class Composition:
 
 _POSTGRES_SERVER = """
 data=/var/lib/postgresql/data
-test -d $data || initdb -D $data -U "$POSTGRES_USER" --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 \
-    --pwfile=<(printf %s "$POSTGRES_PASSWORD") --no-sync > /dev/null
+test -d $data || initdb -D $data -U "$POSTGRES_USER" --auth=scram-sha-256 \
+    --encoding=UTF8 --locale=C.UTF-8 --no-sync \
+    --pwfile=<(printf %s "$POSTGRES_PASSWORD") > /dev/null
 test "$POSTGRES_DB" = "$POSTGRES_USER" || exit 3
 printf 'CREATE DATABASE %s;\n' "$POSTGRES_DB" | postgres --single -D $data postgres > /dev/null
 exec postgres -D $data -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp -c fsync=off
@@ -192,10 +192,8 @@ def composition(
 ) -> Iterator[Composition]:
     """The composition; whatever it started is ended with the block."""
     made = Composition(root, images, logs, variables)
-    # Docker gives a volume that is new to the user of the image that has the folder.
-    for folder in ("/var/lib/postgresql",):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.chown(root.inside(folder), 10001, 10001)
+    # a new volume belongs to the user whose image has its folder
+    shutil.chown(root.inside("/var/lib/postgresql"), 10001, 10001)
     try:
         yield made
     finally:

@@ -1,8 +1,8 @@
 """A root folder and namespaces of its own: what is left of a container without its engine.
 
-Linux and root only. Programs and libraries are this machine's, /etc is a copy, /var, /home, /tmp and
-/data are new, the network is a loopback that nobody else hears. So a service can be started with
-the very paths, ports, host names and user of the deployed form, and no trace of it is left.
+Linux and root only. Programs and libraries are this machine's, /etc is a copy, /var, /home, /tmp
+and /data are new, the network is a loopback that nobody else hears. So a service can be started
+with the very paths, ports, host names and user of the deployed form, and no trace of it is left.
 """
 
 from __future__ import annotations
