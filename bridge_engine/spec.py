@@ -274,13 +274,25 @@ class ResourcesSpec(SpecModel):
     takes it, and gives it one GPU if it has GPUs; for runtime.device cpu it is 0, for cuda 1."""
 
 
+def _checkpoint_step(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    if number or value in ("best", "latest"):
+        return value
+    raise PydanticCustomError(
+        "invalid_step", "a checkpoint is named by its step, or by `best` or `latest`"
+    )
+
+
+CheckpointStep = Annotated[int | Literal["best", "latest"], BeforeValidator(_checkpoint_step)]
+
+
 class InitSpec(SpecModel):
     """The checkpoint of another job whose parameters training starts from: those of its student,
     teacher and shadow. Optimisers, progress and the order of data begin anew."""
 
     job: Annotated[str, Field(pattern=r"^job_[0-9a-z]{1,64}$")]
     """The job's id."""
-    step: Annotated[int, Field(ge=0)] | Literal["best", "latest"] = "latest"
+    step: CheckpointStep = "latest"
     """Step of the checkpoint; the service writes the number for `best` and `latest`."""
 
 

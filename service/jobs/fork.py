@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bridge_engine.spec import JobSpec, TrainSpec
+from bridge_engine.spec import CheckpointStep, JobSpec, TrainSpec
 from bridge_engine.spec_errors import field_errors
 from service.body import parse
 from service.errors import invalid_fields
@@ -27,7 +27,7 @@ class ForkRequest(BaseModel):
     """Changes of the spec, as a JSON merge patch (RFC 7396): null takes a field back to its
     default, a text or a list replaces what was there. The spec is the resolved one: defaults that
     were filled in are part of it."""
-    from_checkpoint: Annotated[int, Field(ge=0)] | Literal["best", "latest"] | None = None
+    from_checkpoint: CheckpointStep | None = None
     """The checkpoint whose parameters the new job starts from, with fresh optimisers and at a step
     0 of its own; default: from where this job started."""
     priority: Priority | None = None

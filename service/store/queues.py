@@ -88,7 +88,7 @@ class Offer:
 def under_way(*, told: bool = False) -> Subquery:
     """By project: `jobs` that workers hold, and `gpu_seconds` that these have used so far.
 
-    `told` counts queued jobs whose message was sent as well: a worker may take them any moment.
+    `told` counts jobs whose message was sent as well: a worker may take them any moment.
     """
     held = JobRow.gpus_held * (epoch_now() - JobRow.claimed_at)
     running = select(JobRow.project_id, held.label("used")).where(JobRow.status.in_(OWNED))
@@ -97,7 +97,7 @@ def under_way(*, told: bool = False) -> Subquery:
         sent = (
             select(JobRow.project_id, literal(0.0).label("used"))
             .join(OutboxRow, OutboxRow.job_id == JobRow.id)
-            .where(OutboxRow.sent_at.is_not(None), JobRow.status == "queued")
+            .where(OutboxRow.sent_at.is_not(None))
         )
         rows = union_all(running, sent)
     each = rows.subquery()
@@ -157,18 +157,22 @@ def _next_queued(queues: tuple[tuple[str, int], ...], unsent: bool) -> Select[st
 
 
 def _first(queue: str, unsent: bool) -> ScalarSelect[str | None]:
-    """The project's oldest job of the highest priority in this queue; each of the two is a look at
-    one end of the index."""
+    """The project's oldest job of the highest priority in this queue. Both are found at one end of
+    the index, and with a LIMIT the search ends at the first row that will do."""
     job, top = aliased(JobRow), aliased(JobRow)
     highest = (
-        select(func.max(top.priority))
+        select(top.priority)
         .where(_waits(top, queue, unsent))
+        .order_by(top.priority.desc())
+        .limit(1)
         .correlate(ProjectRow)
         .scalar_subquery()
     )
     return (
-        select(func.min(job.id))
+        select(job.id)
         .where(_waits(job, queue, unsent), job.priority == highest)
+        .order_by(job.id)
+        .limit(1)
         .correlate(ProjectRow)
         .scalar_subquery()
     )

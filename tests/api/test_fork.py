@@ -92,6 +92,16 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
     assert len(list(settings.runs_dir.iterdir())) == jobs, "nothing is left behind"
 
 
+@pytest.mark.parametrize("asked", ["newest", -1, 2**40, True, 1.5, [8]])
+def test_what_names_no_checkpoint_is_one_error(
+    client: TestClient, source: str, asked: object
+) -> None:
+    body = problem(client.post(f"/jobs/{source}/fork", json={"from_checkpoint": asked}), 422)
+    assert (body["param"], len(body["errors"])) == ("from_checkpoint", 1)
+    spec = BRIDGE | {"init": {"job": source, "step": asked}}
+    assert problem(client.post("/jobs", json=spec), 422)["param"] == "init.step"
+
+
 def test_there_is_no_best_where_nothing_was_measured(client: TestClient, job: str) -> None:
     answer = client.post(f"/jobs/{job}/fork", json={"from_checkpoint": "best"})
     problem(answer, 422, "no_best_checkpoint")

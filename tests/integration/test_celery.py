@@ -92,7 +92,7 @@ def test_a_message_with_the_id_alone_runs_the_job(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while broker.llen("any") == 0:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
@@ -120,7 +120,7 @@ def test_a_message_delivered_three_times_runs_once(
     log = tmp_path / "celery.log"
     with running([*CELERY, "--concurrency", "2"], environment, log):
         assert wait_until(store, job_id, ended).status == "succeeded"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while log.read_text().count("message dropped") < 2:
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.05)
@@ -135,7 +135,7 @@ def test_lost_messages_and_a_killed_worker_do_no_harm(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while broker.llen("any") == 0:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -163,7 +163,7 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
         return sorted(job_id for job_id in jobs for m in messages if job_id.encode() in m)
 
     with running(RELAY, environment, tmp_path / "relay.log"):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while waiting() != jobs:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
@@ -201,7 +201,7 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
         on_gpu = {**environment, "BRIDGE_GPUS": "3"}
         command = [*CELERY, "-Q", "gpu"]
         stack.enter_context(running(command, on_gpu, tmp_path / "gpu.log"))
-        wait_until(store, gpu, ended, 60)
+        wait_until(store, gpu, ended)
         assert (store.get_job(cpu).status, store.get_job(two).status) == ("queued", "queued")
         assert [(w.queues, w.gpus) for w in store.live_workers()] == [(["gpu"], 1)]
         waiting = store.waiting_for([store.get_job(cpu), store.get_job(two)])
@@ -211,7 +211,7 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
         }
         without = {**environment, "BRIDGE_GPUS": "none"}
         stack.enter_context(running(CELERY, without, tmp_path / "cpu.log"))
-        wait_until(store, cpu, ended, 60)
+        wait_until(store, cpu, ended)
         assert store.get_job(two).status == "queued"
     shown = tmp_path / "runs" / gpu / "devices"
     assert shown.read_text() == "3"
