@@ -23,6 +23,7 @@ from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
 from service.generate.schemas import GenerateRequest
 from service.jobs import routes as jobs
+from service.jobs.feed import Feeds
 from service.origin import OriginMiddleware
 from service.parameters import known_parameters
 from service.settings import Settings, get_settings
@@ -71,6 +72,7 @@ def create_app(
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
     app.state.stopping = threading.Event()
+    app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
     for feature in (jobs, datasets, adapters, generate):
