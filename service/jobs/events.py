@@ -53,7 +53,7 @@ async def follow(
         while not stopping.is_set():
             # In this order: what changes from here on wakes us, or is seen below.
             changed, over, ended, floor = feed.changed, feed.over, feed.ended, feed.floor
-            messages = feed.since(after)
+            messages: Sequence[Message] | None = feed.since(after)
             if messages is None:
                 messages = await _from_database(store, job_id, after, feed)
             for chunk in _chunks(messages or []):
