@@ -26,6 +26,7 @@ from service.generate.schemas import GenerateRequest
 from service.jobs import control
 from service.jobs import routes as jobs
 from service.jobs.control import JobChanges
+from service.jobs.feed import Feeds
 from service.jobs.fork import ForkRequest
 from service.origin import OriginMiddleware
 from service.parameters import known_parameters
@@ -77,6 +78,7 @@ def create_app(
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
     app.state.stopping = threading.Event()
+    app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
     for feature in (jobs, control, projects, datasets, adapters, generate):

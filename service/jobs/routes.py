@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.body import read_body
 from service.context import LARGEST_INT, TEXT, ProjectDep, SettingsDep, StoreDep
@@ -214,7 +212,7 @@ def get_metrics(
     "/{job_id}/events",
     operation_id="follow_events",
     summary="Follow a job",
-    response_class=EventSourceResponse,
+    response_class=events.EventStream,
     responses=responses(404, 422),
 )
 async def follow_events(
@@ -222,14 +220,15 @@ async def follow_events(
     job: ExistingJob,
     store: StoreDep,
     after: ResumePoint,
-) -> AsyncIterator[ServerSentEvent]:
+) -> Response:
     """Server-sent events: `id` is the event's seq, `event` its type, `data` the event as JSON.
 
     What has happened comes first, then what happens. After the job's last event comes `end` with
     the job's status, and the stream is closed. Each event comes exactly once.
     """
-    async for message in events.follow(store, job.id, after, request.app.state.stopping):
-        yield message
+    state = request.app.state
+    stream = events.follow(state.feeds, store, job.id, after, state.stopping)
+    return events.EventStream(stream)
 
 
 @router.get(

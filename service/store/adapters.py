@@ -38,6 +38,7 @@ class Adapters(Database):
         with self.read() as session:
             if after is not None:
                 last = _named(session, after)
+                query = query.where(AdapterRow.job_id <= last.job_id)  # where the index is entered
                 query = query.where(
                     (AdapterRow.job_id < last.job_id)
                     | ((AdapterRow.job_id == last.job_id) & (AdapterRow.step < last.step))

@@ -62,6 +62,7 @@ class Series(Database):
                     raise NotFound("sample", str(after))
                 same = (SampleRow.step == last.step) & (SampleRow.id > last.id)
                 query = query.where((SampleRow.step < last.step) | same)
+                query = query.where(SampleRow.step <= last.step)  # where the index is entered
             return list(session.scalars(query))
 
     def checkpoints(self, job_id: str) -> list[CheckpointRow]:

@@ -17,6 +17,7 @@ from bridge_engine import events as ev
 from service.store import rollups
 from service.store.adapters import STUDENT
 from service.store.database import Database, JsonText, clean, insert_rows, upsert
+from service.store.errors import NotFound
 from service.store.leases import owned
 from service.store.models import (
     AdapterRow,
@@ -26,6 +27,7 @@ from service.store.models import (
     MetricRow,
     SampleRow,
 )
+from service.store.status import TERMINAL
 
 
 class Stream(Database):
@@ -51,6 +53,14 @@ class Stream(Database):
         with self.read() as session:
             query = select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)
             return session.scalar(query) or 0
+
+    def ended_as(self, job_id: str) -> str | None:
+        """The job's status if it has ended, else None; raises NotFound."""
+        with self.read() as session:
+            status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+        if status is None:
+            raise NotFound("job", job_id)
+        return status if status in TERMINAL else None
 
     def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> list[EventRow]:
         """Events that came after `seq`, in order."""

@@ -14,6 +14,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from bridge_engine import events as ev
 from service.jobs import events as follow
+from service.jobs import feed
 from service.store import EventRow, Store
 from tests.api.conftest import Worker, problem
 
@@ -92,7 +93,7 @@ def test_last_event_id_goes_before_after(
 def test_more_events_than_a_batch_come_whole(
     http: httpx.Client, store: Store, worker: Worker, job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "BATCH", 7)
+    monkeypatch.setattr(feed, "BATCH", 7)
     attempt = worker.claim(job)
     worker.emit(job, attempt, *(metric(step) for step in range(1, 51)))
     store.finish(job, attempt, "succeeded", result={})
@@ -108,11 +109,11 @@ def test_events_written_just_before_the_end_are_not_lost(
 ) -> None:
     """The run ends in the very moment after the stream has looked for events and found none."""
     attempt = worker.claim(job)
-    look = Store.events_after
+    look, once = Store.events_after, threading.Lock()
 
     def look_and_then_end(self: Store, *arguments: Any) -> list[EventRow]:
         rows = look(self, *arguments)
-        if not self.get_job(job).ended:
+        if once.acquire(blocking=False):
             worker.emit(job, attempt, metric(1), ev.Done(step=1, result={}))
             store.finish(job, attempt, "succeeded", result={})
         return rows
