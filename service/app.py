@@ -22,6 +22,9 @@ from service.datasets.upload import sweep
 from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
 from service.generate.schemas import GenerateRequest
+from service.graders import routes as graders
+from service.graders.bench import GradingBench
+from service.graders.schemas import GradersRun
 from service.jobs import routes as jobs
 from service.origin import OriginMiddleware
 from service.parameters import known_parameters
@@ -59,6 +62,7 @@ def create_app(
         yield
         app.state.stopping.set()
         inference.close()
+        app.state.grading.close()
         store.close()
 
     app = FastAPI(
@@ -70,10 +74,11 @@ def create_app(
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
+    app.state.grading = GradingBench()
     app.state.stopping = threading.Event()
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
-    for feature in (jobs, datasets, adapters, generate):
+    for feature in (jobs, datasets, graders, adapters, generate):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
@@ -83,6 +88,7 @@ def create_app(
 _TAGS = [
     {"name": "jobs", "description": "Submit, look at, follow, cancel."},
     {"name": "datasets", "description": "Problems of your own."},
+    {"name": "graders", "description": "How answers are judged."},
     {"name": "adapters", "description": "What training leaves behind."},
     {"name": "generate", "description": "Ask a model."},
     {"name": "health", "description": "For whoever operates the service."},
@@ -101,7 +107,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         tags=app.openapi_tags,
     )
     schemas = document["components"]["schemas"]
-    for model in (JobSpec, GenerateRequest):
+    for model in (JobSpec, GenerateRequest, GradersRun):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -101,6 +101,8 @@ def _is_relation(node: Node) -> bool:
 
 def _groups(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
     kinds = {one.kind, other.kind}
+    if "ratio" in kinds:
+        return _ratios(one, other, leaf) if kinds == {"ratio"} else wrong("other_kind")
     if "matrix" in kinds and (kinds == {"matrix"} or kinds == {"matrix", "tuple"}):
         if kinds == {"matrix"} and one.shape != other.shape:
             return wrong("other_count")
@@ -120,6 +122,17 @@ def _groups(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
     if _names(one) != _names(other) and 0 in (_names(one), _names(other)):
         return _in_order(one.items, other.items, leaf)  # x=1, y=2 and 1, 2
     return _in_any_order(one.items, other.items, leaf, repeats="set" not in kinds)
+
+
+def _ratios(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
+    """Term by term; 3:4 may be meant by 6:8 if it is a ratio, and not if it is a time."""
+    found = _in_order(one.items, other.items, leaf)
+    terms = [[numbers.read(written(item)) for item in group.items] for group in (one, other)]
+    mine, theirs = ([t.value for t in row if t] for row in terms)
+    if found.value or not len(one.items) == len(other.items) == len(mine) == len(theirs):
+        return found
+    proportional = all(a * theirs[0] == b * mine[0] for a, b in zip(mine, theirs, strict=True))
+    return unjudged("proportional") if proportional and all(mine + theirs) else found
 
 
 def _names(group: Group) -> int:
@@ -309,4 +322,6 @@ def written(node: Node) -> str:
     inside = ", ".join(map(written, node.items))
     if node.kind == "union":
         return "\\cup ".join(map(written, node.items))
+    if node.kind == "ratio":
+        return ":".join(map(written, node.items))
     return {"set": f"\\{{{inside}\\}}", "list": inside}.get(node.kind, f"({inside})")

@@ -72,7 +72,7 @@ def normal(text: str) -> str:
     text = _FONT.sub("", text)
     if not text.isascii():
         text = _SCRIPTS.sub(_script, text).translate(_TRANSLATE)
-    if "\\" in text:
+    if "\\" in text or "{,}" in text:
         text = _from_latex(text)
     if "sqrt" in text:
         text = _PLAIN_SQRT.sub(r"\\sqrt{\1}", text)

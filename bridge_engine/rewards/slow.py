@@ -27,6 +27,8 @@ _FLOAT = 1e-9
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
 _WHOLE = re.compile(r"\\[lr]?floor|\\lceil|!|\\binom|\(-1\)\^|\\cos|\\sin|\\bmod|\\mod|i\^")
 _RELATION = re.compile(r"=|<|>|\\le(?![a-z])|\\ge(?![a-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ")
+_SUBSCRIPT = re.compile(r"_\{\\text\{(\w+)\}\}")
 _POINTS = 4
 
 
@@ -57,16 +59,24 @@ def mathematics(gold: str, stated: str, tolerance: float | None = None) -> Findi
 @lru_cache(maxsize=256)
 def read(text: str) -> Any:
     """The sympy object that math-verify reads; None where it finds only a string, or nothing."""
-    from math_verify import parse
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
     from sympy import Basic, MatrixBase
 
-    found = parse("\\boxed{" + _readable(text) + "}", parsing_timeout=None)
+    # Units are off: they would take the m of 6m, which may be a mass.
+    config = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(malformed_operators=True, nits=True)
+    )
+    boxed = "\\boxed{" + _readable(text) + "}"
+    found = parse(boxed, extraction_config=[config], parsing_timeout=None)
     return next((item for item in found if isinstance(item, Basic | MatrixBase)), None)
 
 
 def _readable(text: str) -> str:
     """A normal form as the parser likes it."""
+    text = _SUBSCRIPT.sub(r"_{\1}", text).replace("\\hbar", "h_{bar}")
     text = text.replace("\\text{", "\\mathrm{").replace("$", "")
+    text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     return text.replace("\\begin{matrix}", "\\begin{pmatrix}").replace(
         "\\end{matrix}", "\\end{pmatrix}"
     )
@@ -99,8 +109,9 @@ def _calm(expression: Any) -> Any:
     from sympy.core.function import AppliedUndef
 
     expression = expression.doit()
-    unknown = sorted(expression.atoms(AppliedUndef, Derivative), key=str)
-    return expression.xreplace({u: Symbol(f"{u}", real=True) for u in unknown})
+    # By name alone: the parser takes x for complex where the answer has an i, else for real
+    unknown = expression.atoms(AppliedUndef, Derivative) | expression.free_symbols
+    return expression.xreplace({u: Symbol(f"{u}") for u in unknown})
 
 
 def _constants(
@@ -170,7 +181,8 @@ def _functions(one: Any, other: Any, gold: str, stated: str) -> Finding | None:
         return wrong("other_value")
     mixed = [[v * rng.choice((-1, 1)) for v in _positive(rng, symbols)] for _ in range(_POINTS)]
     negative = [[-v for v in _positive(rng, symbols)]]
-    if _agree(one, other, symbols, mixed + negative, computed) is not False:
+    elsewhere = mixed + negative
+    if _agree(one, other, symbols, elsewhere, computed, real_alone=True) is not False:
         return right("equal_value")
     if one.has(Abs, sign) != other.has(Abs, sign):
         return wrong("other_value")
@@ -190,7 +202,13 @@ def _positive(rng: random.Random, symbols: list[Any]) -> list[Any]:
 
 
 def _agree(
-    one: Any, other: Any, symbols: list[Any], points: list[list[Any]], computed: bool
+    one: Any,
+    other: Any,
+    symbols: list[Any],
+    points: list[list[Any]],
+    computed: bool,
+    *,
+    real_alone: bool = False,
 ) -> bool | None:
     """Are the values the same at all points at which both have one? None: at none of them."""
     limit = 1e-7 if computed else 1e-20
@@ -200,6 +218,8 @@ def _agree(
         mine, theirs = one.evalf(_DIGITS, subs=at), other.evalf(_DIGITS, subs=at)
         mine, theirs = mine.subs(at).evalf(_DIGITS), theirs.subs(at).evalf(_DIGITS)
         if mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite:
+            if real_alone and not (mine.is_real and theirs.is_real):
+                continue  # roots of negative numbers have two values, and each writing its own
             seen += 1
             if abs(mine - theirs) > limit * max(abs(mine), abs(theirs), 1e-12):
                 return False

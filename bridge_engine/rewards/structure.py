@@ -40,7 +40,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Several values: `list` and `set` and `union` know no order, `tuple` and `matrix` do."""
+    """Several values: `list`, `set` and `union` know no order, `tuple`, `ratio`, `matrix` do."""
 
     kind: str
     items: tuple[Node, ...]
@@ -74,7 +74,7 @@ class Relation:
 
 Node = Leaf | Group | Span | Relation
 
-_TOKEN = re.compile(r"\\\\|\\[{}|]|\\[A-Za-z]+|\\.|[()\[\]{}]|[^\\()\[\]{}]", re.DOTALL)
+_TOKEN = re.compile(r"\\\\|\\[{}|]|\\[A-Za-z]+|\\.|[()\[\]{}]|.", re.DOTALL)
 _OPENS = frozenset({"(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin"})
 _CLOSES = frozenset({")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end"})
 _SIGNS = frozenset({"=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx", "\\equiv"})
@@ -83,6 +83,8 @@ _NAME = re.compile(
     r"(?:\\angle\s*)?(?:[A-Za-z]{1,3}|\\(?!text|frac|sqrt)[A-Za-z]+|\\text\{[^{}]*\})"
     r"(?:_\{[^{}]*\})?'*(?:\([^()=<>]*\))?(?:_\{[^{}]*\})?|\|[A-Za-z]{1,3}\||\\angle[A-Za-z_{}\d ]+"
 )
+_NAMES = re.compile(r"\((?:[A-Za-z]|\\[a-z]+)(?:, ?(?:[A-Za-z]|\\[a-z]+))+\)")
+_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])|(?<=.)[-+]")
 _BASE = re.compile(r"(-?[0-9A-Fa-f]+(?:\.[0-9]+)?)_\{(?:\\text\{)?(\w+)\}?\}")
 _PERCENT = re.compile(r"(?:\\?%|\s*\\text\{\s*percent\s*\}|\s*percent)\s*$")
 _DOLLAR = re.compile(r"^([+-]?)\s*(?:\\\$|USD)\s*([+-]?)")
@@ -115,6 +117,9 @@ def parse(text: str, *, depth: int = 0, thousands: bool = True) -> Node:
     pieces, cups = _split_at(tokens, frozenset({"\\cup"}))
     if cups:
         return Group("union", _all(pieces, depth, thousands))
+    ratio, colons = _split_at(tokens, frozenset({":"}))
+    if colons and all(ratio):
+        return Group("ratio", _all(ratio, depth, thousands))
     return _bracketed(text, tokens, depth, thousands) or _leaf(text)
 
 
@@ -198,6 +203,8 @@ def _related(sides: list[str], signs: list[str], text: str, depth: int, thousand
     named = bool(_NAME.fullmatch(sides[0]))
     if all(sign in ("=", "\\approx") for sign in signs):
         if sides[0] == "" and len(signs) == 1:
+            return parse(sides[1], depth=depth + 1, thousands=thousands)
+        if _NAMES.fullmatch(sides[0]) and len(signs) == 1:  # (x,y)=(1,2)
             return parse(sides[1], depth=depth + 1, thousands=thousands)
         if named:
             return _with_name(
@@ -296,7 +303,7 @@ def _leaf(text: str) -> Node:
         return Leaf(_bare(text[: percent.start()]), percent=True)
     if found := _DOLLAR.match(text):
         return Leaf(_signed(found[1] + found[2] + text[found.end() :].strip()), unit=DOLLAR)
-    if text.endswith("^\\circ") and len(text) > 6:
+    if text.endswith("^\\circ") and len(text) > 6 and not _FUNCTION.search(text):
         return Leaf(_unparenthesised(text[:-6]), unit=DEGREE)
     return _with_unit(text)
 
