@@ -5,8 +5,9 @@ r"""How good and how fast the verifier is, beside math-verify alone and Qwen's r
     python benchmarks/verifier.py hostile       # 1000 hostile answers among 1000 good ones
 
 `Qwen's rule` is the grader of Qwen2.5-Math as its authors describe it, written anew here: numbers
-to 1e-4 with a percent sign free to be there or not, brackets and units dropped, lists entry by entry,
-equations by the difference of their sides, sympy for the rest. CPU seconds count, of all processes.
+to 1e-4 with a percent sign free to be there or not, brackets and units dropped, lists entry by
+entry, equations by the difference of their sides, sympy for the rest. Times are CPU seconds of all
+processes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import random
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -34,6 +36,9 @@ from tests.support import verifier_corpus as corpus
 
 Pair = tuple[str, str]
 """(gold answer, completion)."""
+
+PATIENCE = 10
+"""Seconds a peer gets for one pair of the corpus; then it counts as unjudged."""
 
 # --------------------------------------------------------------------------- the peers
 
@@ -131,10 +136,17 @@ def agreement() -> dict[str, dict[str, float]]:
 
 
 def _guarded(grader: Callable[[str, str], bool], gold: str, completion: str) -> bool | None:
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
     try:
         return grader(gold, completion)
     except Exception:
         return None
+    finally:
+        signal.alarm(0)
 
 
 def _counts(values: Sequence[bool | None], wants: Sequence[str]) -> dict[str, float]:

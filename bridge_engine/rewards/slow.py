@@ -29,6 +29,7 @@ _WHOLE = re.compile(r"\\[lr]?floor|\\lceil|!|\\binom|\(-1\)\^|\\cos|\\sin|\\bmod
 _RELATION = re.compile(r"=|<|>|\\le(?![a-z])|\\ge(?![a-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ")
 _SUBSCRIPT = re.compile(r"_\{\\text\{(\w+)\}\}")
+_GAMMA = re.compile(r"\\gamma(?![a-z])")
 _POINTS = 4
 
 
@@ -74,7 +75,8 @@ def read(text: str) -> Any:
 
 def _readable(text: str) -> str:
     """A normal form as the parser likes it."""
-    text = _SUBSCRIPT.sub(r"_{\1}", text).replace("\\hbar", "h_{bar}")
+    text = _SUBSCRIPT.sub(r"_{\1}", text).replace("\\hbar", "h_{b}")
+    text = _GAMMA.sub("g_{g}", text)  # before a bracket it would be read as the gamma function
     text = text.replace("\\text{", "\\mathrm{").replace("$", "")
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     return text.replace("\\begin{matrix}", "\\begin{pmatrix}").replace(
@@ -93,11 +95,13 @@ def _math_verify(one: Any, other: Any) -> Finding:
 def _compared(
     one: Any, other: Any, gold: str, stated: str, tolerance: float | None
 ) -> Finding | None:
-    from sympy import Expr
+    from sympy import Expr, nan, zoo
 
     if not isinstance(one, Expr) or not isinstance(other, Expr):
         return None
     one, other = _calm(one), _calm(other)
+    if one.has(zoo, nan):
+        return unjudged("unreadable_gold")  # no answer divides by 0: it has been misread
     if one.free_symbols or other.free_symbols:
         return _functions(one, other, gold, stated)
     return _constants(one, other, gold, stated, tolerance)

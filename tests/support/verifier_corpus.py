@@ -215,7 +215,7 @@ BLOCKS = [
         (r"-\log _{10} 250", r"-\frac{\ln 250}{\ln 10}"), (r"\frac{20000}{\pi}", r"20000/\pi"), ("4!", "24"),
         (r"\binom{5}{2}", "10"), (r"\sin 30^\circ", r"\frac{1}{2}"), ("2^{10}", "1024")),
     _block("expressions", RIGHT, "the same function",
-        ("x^2-1", "(x-1)(x+1)"), (r"\frac{x}{2}", "0.5x"), ("p - q", "-q+p"), ("2k+2", "2(k+1)"),
+        ("x^2-1", "(x-1)(x+1)"), (r"m(\gamma^2-1)", r"m\gamma^2-m"), ("6m", r"m \cdot 6"), (r"\frac{x}{2}", "0.5x"), ("p - q", "-q+p"), ("2k+2", "2(k+1)"),
         ("x^3+3x-6", "-6 + 3x + x^3"), ("(a+5)(b+2)", "ab+2a+5b+10"), (r"\frac{11+9a}{20}", "0.55+0.45a"),
         (r"\cot x", r"\frac{\cos x}{\sin x}"), ("n^{2}-n+1", "n(n-1)+1"), (r"\sqrt{1/n}", r"\frac{1}{\sqrt{n}}"),
         (r"\frac{n(n+1)}{2}", r"\frac{n^2+n}{2}"), (r"e^{t} / 3", r"\frac{e^t}{3}"), ("2^{k-1}", r"\frac{2^k}{2}"),
