@@ -30,6 +30,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 """Seconds. Nothing but generating and streaming takes longer than a database query."""
 GENERATE_TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+GRADE_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
 """However long the service checks what it has received: row by row, before it answers."""
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
@@ -330,6 +331,11 @@ def adapter(name: str) -> Call[models.Adapter]:
 def generate(**body: Any) -> Call[models.Generation]:
     known = {key: value for key, value in body.items() if value is not None}
     return Call("POST", "/generate", _one(models.Generation), json=known, timeout=GENERATE_TIMEOUT)
+
+
+def grade(items: list[dict[str, Any]], grader: str | dict[str, Any] | None) -> Call[models.Grades]:
+    body = {"items": items} | ({} if grader is None else {"grader": grader})
+    return Call("POST", "/graders/run", _one(models.Grades), json=body, timeout=GRADE_TIMEOUT)
 
 
 @contextmanager

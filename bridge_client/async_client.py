@@ -23,6 +23,7 @@ from bridge_client.models import (
     DryRun,
     Event,
     Generation,
+    Grades,
     Job,
     Metrics,
     Page,
@@ -308,6 +309,16 @@ class AsyncClient:
     async def adapter(self, name: str) -> Adapter:
         """One adapter: JOB@STEP, JOB@best, JOB@latest or JOB."""
         return await self._send(_core.adapter(name))
+
+    async def grade(
+        self, items: Sequence[dict[str, Any]], *, grader: str | dict[str, Any] | None = None
+    ) -> Grades:
+        """Judges answers as a job would. Each item is {"gold", "answer"}, the answer being a
+        model's whole text, and may have a "prompt" and a "gold_value"; at most 1000 and 1 MB.
+
+        `grader` is a name (`math`, `numeric`, `exact`) or an object with options.
+        """
+        return await self._send(_core.grade(list(items), grader))
 
     async def generate(
         self,

@@ -207,6 +207,53 @@ def adapters(
         output.show_adapters(found)
 
 
+@app.command("grade")
+def grade_answers(
+    grader: Annotated[
+        str, typer.Option("--grader", "-g", help="`math`, `numeric` or `exact`.")
+    ] = "math",
+    tolerance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Relative, for measured numbers; default 0.01."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds one answer may take.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 1,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--file", "-f", exists=True, dir_okay=False, help="Instead of stdin."),
+    ] = None,
+) -> None:
+    """Judge JSON lines {gold, answer} from standard input; write each with its verdict and reason.
+
+    Needs no service. Exit status 1 if a line could not be read; the others are judged all the same.
+    """
+    import sys
+
+    from pydantic import ValidationError
+
+    from bridge_client import grading
+    from bridge_engine.rewards.graders import GraderSpec
+
+    try:
+        spec = GraderSpec.model_validate({"name": grader, "tolerance": tolerance})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise typer.BadParameter(f"{first['loc'][0]}: {first['msg']}") from None
+    with file.open("rb") if file else sys.stdin.buffer as source:
+        counts = grading.run(
+            (line.decode("utf-8", "replace") for line in source),
+            spec,
+            timeout=timeout,
+            workers=workers,
+            write=lambda line: print(line, flush=True),
+            complain=output.complain,
+        )
+    shown = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "unjudged"))
+    output.err().print(shown + (f", {counts['bad']} unreadable" if counts["bad"] else ""))
+    if counts["bad"]:
+        raise typer.Exit(output.EXIT_FAILED)
+
+
 @app.command()
 def methods(output_as: OutputOption = Output.TEXT) -> None:
     """List the training methods and their options. Needs no service."""

@@ -241,6 +241,30 @@ class Generation(Record):
         return self.choices[0].text if self.choices else ""
 
 
+class Grade(Record):
+    """What a grader says of one answer."""
+
+    verdict: str
+    """right, wrong or unjudged."""
+    reason: str = ""
+    """A stable word for programs."""
+    detail: str = ""
+    """The reason as a sentence."""
+    stated: str | None = None
+    """The answer that was found in the text."""
+
+
+class Grades(Record):
+    """A verdict for each answer, in order."""
+
+    grader: dict[str, Any] = Field(default_factory=dict)
+    version: str = ""
+    data: list[Grade] = Field(default_factory=list)
+    right: int = 0
+    wrong: int = 0
+    unjudged: int = 0
+
+
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -17,6 +17,7 @@ from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
+from bridge_engine.rewarder import Rewarder
 from bridge_engine.rewards import Verdict, Verifier
 from bridge_engine.rollout import Completion, Sampler, SamplingParams
 from bridge_engine.seeding import epoch_draw, generator
@@ -48,6 +49,7 @@ class Explorer:
         self.verifier = verifier
         self.emit = emit
         self.world = world or World()
+        self.rewarder = Rewarder(spec, self._text)
         self.group_size = spec.rollout.group_size - spec.method.experts
         """Rollouts of a problem: a method may keep places of the group for demonstrations."""
 
@@ -73,7 +75,7 @@ class Explorer:
             if len(useful) >= wanted:
                 break
         sampled = time.monotonic() - began - judging
-        metrics = _rollout_metrics(found) | synced
+        metrics = _rollout_metrics(found) | self.rewarder.metrics() | synced
         if self.spec.rollout.dynamic_sampling:
             metrics["dynamic_sampling/rounds"] = float(rounds)
             metrics["dynamic_sampling/discarded"] = float(len(found) - min(len(useful), wanted))
@@ -114,15 +116,14 @@ class Explorer:
         for place, problem in enumerate(problems):
             mine = slice(place * size, (place + 1) * size)
             written = completions[mine]
+            rewards, noisy = self.rewarder.reward(problem.id, step, again, written, verdicts[mine])
             groups.append(
                 RolloutGroup(
-                    [
-                        TokenSequence(prompts[place], c.tokens, c.logprobs)
-                        for c in completions[mine]
-                    ],
-                    [None if v.value is None else float(v.value) for v in verdicts[mine]],
+                    [TokenSequence(prompts[place], c.tokens, c.logprobs) for c in written],
+                    rewards,
                     [not c.finished for c in written],
                     self.data.demo_of(problem),
+                    noisy,
                 )
             )
         return groups, seconds

@@ -19,15 +19,21 @@ class RolloutGroup:
     """One a rollout; True where the completion was cut off at max_new_tokens."""
     demo: int | None = None
     """The place of the problem's demonstration among the run's, where it has one."""
+    verdicts: Sequence[bool | None] | None = None
+    """One a rollout: is its answer right? None where the rewards are the verdicts themselves."""
 
     @property
     def right(self) -> int:
         """Answers judged right."""
+        if self.verdicts is not None:
+            return sum(v is True for v in self.verdicts)
         return sum(r is not None and r > 0 for r in self.rewards)
 
     @property
     def judged(self) -> int:
         """Answers that could be judged."""
+        if self.verdicts is not None:
+            return sum(v is not None for v in self.verdicts)
         return sum(r is not None for r in self.rewards)
 
     @property

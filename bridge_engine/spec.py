@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from bridge_engine.methods import MethodOptions
+from bridge_engine.rewards.spec import Rewards, RewardSpec
 from bridge_engine.spec_base import SpecModel
 
 
@@ -194,6 +195,12 @@ class RlSpec(SpecModel):
     min(π_trainer / π_sampler, importance_cap). For samplers that round: bfloat16, vLLM."""
     importance_cap: Annotated[float, Field(ge=1)] = 3.0
     """Largest weight of the correction."""
+    rewards: Rewards = Field(default_factory=lambda: [RewardSpec(name="accuracy")])
+    """What a completion is rewarded for: reward functions by name, added up with their weights.
+    Default: whether its answer is right, alone."""
+    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Label noise, for studies of robustness: each verdict on a rollout is turned round with this
+    probability, a function of seed, step and problem. Evaluation is never noisy."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
     """Seconds one answer may take to be judged before it is set aside as unjudged."""
 
@@ -355,6 +362,9 @@ class TrainSpec(SpecModel):
             raise _impossible("steps", "method cold_start needs a step of SFT and one of RL: 2")
         if self.rl.clip_high < self.rl.clip_low:
             raise _impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
+        names = [reward.name for reward in self.rl.rewards]
+        if len(set(names)) < len(names):
+            raise _impossible("rl.rewards", f"a reward is named twice: {', '.join(names)}")
         if self.rl.mini_batches > self.rollout.prompts_per_step:
             raise _impossible(
                 "rl.mini_batches", "there are fewer problems in a step than mini-batches"

@@ -23,6 +23,9 @@ from service.datasets.upload import sweep
 from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
 from service.generate.schemas import GenerateRequest
+from service.graders import routes as graders
+from service.graders.bench import GradingBench
+from service.graders.schemas import GradersRun
 from service.jobs import control
 from service.jobs import routes as jobs
 from service.jobs.control import JobChanges
@@ -66,6 +69,7 @@ def create_app(
         yield
         app.state.stopping.set()
         inference.close()
+        app.state.grading.close()
         store.close()
 
     app = FastAPI(
@@ -77,11 +81,12 @@ def create_app(
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
+    app.state.grading = GradingBench()
     app.state.stopping = threading.Event()
     app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
-    for feature in (jobs, control, projects, datasets, adapters, generate):
+    for feature in (jobs, control, projects, datasets, graders, adapters, generate):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
@@ -92,6 +97,7 @@ _TAGS = [
     {"name": "jobs", "description": "Submit, look at, follow, pause, cancel, retry, fork."},
     {"name": "projects", "description": "Whose jobs, and how many of them may run."},
     {"name": "datasets", "description": "Problems of your own."},
+    {"name": "graders", "description": "How answers are judged."},
     {"name": "adapters", "description": "What training leaves behind."},
     {"name": "generate", "description": "Ask a model."},
     {"name": "health", "description": "For whoever operates the service."},
@@ -99,7 +105,7 @@ _TAGS = [
 
 
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
-    *(JobSpec, GenerateRequest, ForkRequest, JobChanges, NewProject, ProjectChanges),
+    *(JobSpec, GenerateRequest, ForkRequest, JobChanges, NewProject, ProjectChanges, GradersRun),
 )
 """Bodies that FastAPI does not see."""
 

@@ -14,7 +14,11 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from typing import Any
+
+from bridge_engine.rewards import compare, slow
+from bridge_engine.rewards.findings import unjudged
 
 
 def main() -> None:
@@ -29,38 +33,23 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
-    judge("\\frac{1}{2}", "0.5")  # builds the parser's tables before the clock runs
+    slow.leaf("\\frac{x}{2}", "0.5x")  # builds the parser's tables before the clock runs
     _write(answers, {"ready": True})
     for line in sys.stdin.buffer:
         question = json.loads(line)
         _limit_cpu(question["seconds"])
-        _write(answers, judge(question["gold"], question["stated"]))
+        _write(answers, judge(question["gold"], question["stated"], question["tolerance"]))
 
 
-def judge(gold: str, stated: str) -> dict[str, Any]:
-    """math-verify's verdict: {"value": true | false | null, "reason": …}."""
-    from math_verify import parse, verify
-
+def judge(gold: str, stated: str, tolerance: float | None = None) -> dict[str, Any]:
+    """The verdict on one answer: {"value": true | false | null, "reason": a word of `findings`}."""
     try:
-        gold_parsed = parse(_boxed(gold), parsing_timeout=None)
-        if not gold_parsed:
-            return {"value": None, "reason": "the gold answer cannot be read as mathematics"}
-        stated_parsed = parse(_boxed(stated), parsing_timeout=None)
-        if not stated_parsed:
-            return {"value": False, "reason": "the stated answer cannot be read as mathematics"}
-        # verify is not symmetric: the gold answer comes first.
-        right = bool(verify(gold_parsed, stated_parsed, timeout_seconds=None))
+        found = compare.judge(gold, stated, partial(slow.leaf, tolerance=tolerance))
     except MemoryError:
-        return {"value": None, "reason": "judging the answer needs too much memory"}
+        found = unjudged("out_of_memory")
     except RecursionError:
-        return {"value": None, "reason": "the answer is nested too deeply to judge"}
-    return {"value": right, "reason": "math-verify"}
-
-
-def _boxed(answer: str) -> str:
-    """One answer as math-verify reads it best. Dollar signs go: between them it would see several
-    answers, any of which could be right."""
-    return "\\boxed{" + answer.replace("\\$", "").replace("$", "") + "}"
+        found = unjudged("too_deep")
+    return {"value": found.value, "reason": found.reason}
 
 
 def _limit_cpu(seconds: float) -> None:

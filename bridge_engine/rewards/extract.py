@@ -9,7 +9,9 @@ right number somewhere. The first of these forms that is found counts:
 3. what follows `answer is` or `answer:` at the end of the last line that has text;
 4. the whole completion, if it is one plain number.
 
-Anything else states no answer. Takes time linear in the completion's length, whatever is in it.
+Anything else states no answer, and neither does a box that only shows the form of one
+(`\boxed{answer}`, `\boxed{…}`), nor what a completion repeats of its prompt. Takes time linear in
+the completion's length, whatever is in it.
 """
 
 from __future__ import annotations
@@ -17,21 +19,32 @@ from __future__ import annotations
 import re
 
 _BRACE = re.compile(r"\\[\\{}]|\\boxed\s*\{|[{}]")
-_ANSWER_IS = re.compile(r"\banswer\s*(?:is\b|:)\s*:?(?P<answer>.+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer\b(?:\*\*|\s)*(?:is\b|:|=)\s*:?\s*(?P<answer>.+)", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\{)?\s*[\[<(]?\s*(?:(?:your |the |final |insert |numerical |correct )*"
+    r"(?:answer|result|number|solution|expression)(?: here)?|\.{2,}|…|\\l?dots|\\cdots|\?+|_+|"
+    r"\\(?:boxed|square|Box))\s*[\])>]?\s*\}?",
+    re.IGNORECASE,
+)
 _PLAIN_NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _MATH_THOUSANDS = re.compile(r"(?<=\d),\\!(?=\d{3})")
+_LONGEST_PLACEHOLDER = 60
 _LONGEST_LINE = 2_000
 """A last line longer than this many characters is prose or noise, not `The answer is …`."""
 
 
-def stated_answer(completion: str) -> str | None:
+def stated_answer(completion: str, prompt: str | None = None) -> str | None:
     r"""The answer a completion states, cleaned; None if it states none.
+
+    What it repeats of its `prompt`, word for word, states nothing.
 
     >>> stated_answer(r"so 3x = 6 and x is \boxed{2}.")
     '2'
     >>> stated_answer("12+3=15,15-5=10#10")
     '10'
     """
+    if prompt and (echo := prompt.strip()):
+        completion = completion.replace(echo, "\n")
     boxed = _last_boxed(completion)
     if boxed is not None:
         return boxed
@@ -74,9 +87,17 @@ def _last_boxed(text: str) -> str | None:
             open_braces.append((found.end(), token != "{"))
         elif token == "}" and open_braces:
             start, is_box = open_braces.pop()
-            if is_box and (last is None or start > last[0]) and text[start : found.start()].strip():
+            if is_box and (last is None or start > last[0]) and _states(text, start, found.start()):
                 last = (start, found.start())
     return clean(text[last[0] : last[1]]) or None if last else None
+
+
+def _states(text: str, start: int, end: int) -> bool:
+    """Is there an answer in the box, and not only the place for one?"""
+    if end - start > _LONGEST_PLACEHOLDER:
+        return True
+    inside = text[start:end].strip()
+    return bool(inside) and not _PLACEHOLDER.fullmatch(inside)
 
 
 def _last_line(text: str) -> str:

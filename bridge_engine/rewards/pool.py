@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,11 +42,14 @@ class Question:
 
     gold: str
     stated: str
+    tolerance: float | None = None
+    """Relative, where the gold answer is a measured number."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """`value` is None where the question could not be decided; `reason` says why."""
+    """`value` is None where the question could not be decided; `reason` says why, in a word of
+    `bridge_engine.rewards.findings`."""
 
     value: bool | None
     reason: str
@@ -142,7 +145,7 @@ class Pool:
 
     def _ask(self, child: _Child, task: int, questions: Sequence[Question]) -> None:
         question = questions[task]
-        message = {"gold": question.gold, "stated": question.stated, "seconds": self.timeout_s}
+        message = {**asdict(question), "seconds": self.timeout_s}
         child.task = task
         child.deadline = time.monotonic() + self.timeout_s
         child.outgoing = json.dumps(message).encode() + b"\n"
@@ -180,10 +183,8 @@ class Pool:
             return None
         if not child.ready:
             raise self._never_ready(child)
-        code = self._end(child)
-        if dead:
-            return Judgement(None, f"the judging process died (exit status {code})")
-        return Judgement(None, f"not judged within {self.timeout_s:g} s")
+        self._end(child)
+        return Judgement(None, "process_died" if dead else "timed_out")
 
     def _never_ready(self, child: _Child) -> EngineError:
         code = self._end(child, keep_stderr=True)

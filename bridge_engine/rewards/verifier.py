@@ -1,6 +1,6 @@
 """The verifier: is a completion's stated answer the right one?
 
-Fast path first, math-verify in killable processes for the rest. A run whose answers are plain
+Fast path first, mathematics in killable processes for the rest. A run whose answers are plain
 numbers never starts a process and never imports sympy.
 """
 
@@ -8,15 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
+from typing import Literal
 
-from bridge_engine.rewards import fast
+from bridge_engine.rewards import compare, fast
 from bridge_engine.rewards.extract import clean, stated_answer
+from bridge_engine.rewards.findings import SENTENCES, Finding
 from bridge_engine.rewards.pool import MEMORY_BYTES, Judgement, Pool, Question
 
 LONGEST_ANSWER = 10_000
 """Characters of a stated answer. Longer ones are unjudged at once: no gold answer is near it, and
 reading them takes math-verify minutes."""
+
+LONGEST_HERE = 1_000
+"""Characters of an answer that is taken apart in this process rather than in a killable one."""
+
+MEASURED = 0.01
+"""Relative tolerance of a measured number where none is given: one part in a hundred."""
+
+VERSION = "1"
+"""Raised whenever a verdict changes, so that scores can say by which rules they came about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A completion to judge, with all that may be known about it."""
+
+    gold: str
+    text: str
+    """The whole completion."""
+    prompt: str | None = None
+    """Where it repeats this, what it repeats is not its answer."""
+    gold_value: float | None = None
+    """The gold answer as a number that was measured: compared within `tolerance`."""
+    tolerance: float | None = None
+    """Relative. Default: MEASURED with a `gold_value`, else none, and numbers are exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +53,25 @@ class Verdict:
     value: bool | None
     """True right, False wrong, None unjudged: to be left out, never to be counted as wrong."""
     reason: str
+    """A stable word of `bridge_engine.rewards.findings.SENTENCES`."""
     fast: bool
     """Judged without mathematics."""
+
+    @property
+    def name(self) -> Literal["right", "wrong", "unjudged"]:
+        """The verdict as a word."""
+        return "unjudged" if self.value is None else "right" if self.value else "wrong"
+
+    @property
+    def sentence(self) -> str:
+        """The reason for a person."""
+        return SENTENCES.get(self.reason, self.reason)
 
 
 class Verifier:
     """Judges completions, each within `timeout_s` seconds. A context manager; not for two threads.
 
-    `workers` processes judge side by side what the fast path leaves to math-verify.
+    `workers` processes judge side by side what the fast path leaves to mathematics.
     """
 
     def __init__(
@@ -61,30 +99,37 @@ class Verifier:
         """Process ids of the judging processes alive now."""
         return self._pool.pids
 
-    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def judge(self, pairs: Sequence[tuple[str, str] | Case]) -> list[Verdict]:
         """One verdict for each pair (gold answer, completion), in order."""
-        looked_at = [_without_mathematics(gold, completion) for gold, completion in pairs]
+        cases = [pair if isinstance(pair, Case) else Case(*pair) for pair in pairs]
+        looked_at = [_without_mathematics(case) for case in cases]
         # Each question once: a group of samples often states the same answer many times.
         hard = list(dict.fromkeys(q for q in looked_at if isinstance(q, Question)))
         answers = dict(zip(hard, self._pool.judge(hard), strict=True))
         return [q if isinstance(q, Verdict) else _verdict(answers[q]) for q in looked_at]
 
 
-def _verdict(judgement: Judgement) -> Verdict:
-    return Verdict(judgement.value, judgement.reason, fast=False)
+def _verdict(judgement: Judgement | Finding, *, fast: bool = False) -> Verdict:
+    return Verdict(judgement.value, judgement.reason, fast)
 
 
-def _without_mathematics(gold: str, completion: str) -> Verdict | Question:
+def _without_mathematics(case: Case) -> Verdict | Question:
     """The verdict where it is plain, else the question to ask."""
-    want = clean(gold)
+    want = clean(case.gold)
+    tolerance = case.tolerance
+    if case.gold_value is not None:
+        want = repr(case.gold_value)
+        tolerance = MEASURED if tolerance is None else tolerance
     if not want:
-        return Verdict(None, "the gold answer is empty", fast=True)
-    stated = stated_answer(completion)
+        return Verdict(None, "empty_gold", fast=True)
+    stated = stated_answer(case.text, case.prompt)
     if stated is None:
-        return Verdict(False, "no answer stated", fast=True)
-    value = fast.judge(want, stated)
-    if value is not None:
-        return Verdict(value, "equal" if value else "another number", fast=True)
-    if len(stated) > LONGEST_ANSWER:
-        return Verdict(None, f"an answer of {len(stated)} characters is not judged", fast=True)
-    return Question(want, stated)
+        return Verdict(False, "no_answer", fast=True)
+    if max(len(want), len(stated)) > LONGEST_HERE:
+        if want == stated:
+            return Verdict(True, "equal", fast=True)
+        if len(stated) > LONGEST_ANSWER:
+            return Verdict(None, "too_long", fast=True)
+        return Question(want, stated, tolerance)
+    found = compare.judge(want, stated, partial(fast.leaf, tolerance=tolerance))
+    return Question(want, stated, tolerance) if found.deferred else _verdict(found, fast=True)

@@ -432,3 +432,19 @@ def test_a_name_is_one_part_of_the_path_whatever_is_in_it(name: str) -> None:
     assert path.startswith("/jobs/")
     assert path.count("/") == 2
     assert "?" not in path
+
+
+def test_answers_are_graded_by_the_service() -> None:
+    grades = {
+        "grader": {"name": "numeric"},
+        "version": "1",
+        "data": [{"verdict": "right", "reason": "equal", "detail": "…", "stated": "5"}],
+        "right": 1,
+    }
+    items = [{"gold": "5", "answer": "#5"}]
+    with flaky(say(200, json.dumps(grades))) as server, Client(server.url) as client:
+        found = client.grade(items, grader="numeric")
+        client.grade(items)
+    assert (found.data[0].verdict, found.data[0].stated, found.right) == ("right", "5", 1)
+    sent = [json.loads(body) for *_, body in server.requests]
+    assert sent == [{"items": items, "grader": "numeric"}, {"items": items}]

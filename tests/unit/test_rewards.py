@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bridge_engine.errors import EngineError
-from bridge_engine.rewards import Verdict, Verifier, fast, stated_answer
-from bridge_engine.rewards.child import judge as math_verify
+from bridge_engine.rewards import Verdict, Verifier, child, compare, fast, slow, stated_answer
 from bridge_engine.rewards.extract import clean
+from bridge_engine.rewards.normalise import normal
 from bridge_engine.rewards.pool import Pool, Question
 
 TIMEOUT_S = 2.0
@@ -73,7 +73,7 @@ def test_a_stated_answer_is_found(completion: str, answer: str) -> None:
 )
 def test_mentioning_a_number_states_nothing(completion: str, verifier: Verifier) -> None:
     assert stated_answer(completion) is None
-    assert verifier.judge([("72", completion)]) == [Verdict(False, "no answer stated", True)]
+    assert verifier.judge([("72", completion)]) == [Verdict(False, "no_answer", True)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -121,12 +121,14 @@ def _pairs(draw: st.DrawFn) -> tuple[str, str]:
 @example(("12,074,550", "012,074,550"))
 @example(("0.333333", "1/3"))
 @example(("1", "1.0000001"))
-def test_fast_path_never_disagrees_with_math_verify(pair: tuple[str, str]) -> None:
+@example(("8.7e8", "870000001"))
+def test_fast_path_never_disagrees_with_mathematics(pair: tuple[str, str]) -> None:
     logging.disable(logging.CRITICAL)
-    gold, stated = map(clean, pair)
-    judged = fast.judge(gold, stated)
-    if judged is not None:
-        assert math_verify(gold, stated)["value"] is judged
+    gold, stated = map(normal, pair)
+    judged = fast.leaf(gold, stated)
+    if not judged.deferred:
+        computed = slow.mathematics(gold, stated).value
+        assert computed is judged.value or computed is None
 
 
 _pieces = [*"xyei23+-*/()[],_=<>|!'é", "10", r"\frac", "{", "}", r"\pi", r"\text", r"\%"]
@@ -134,12 +136,15 @@ _latex = st.lists(st.sampled_from(_pieces), min_size=1, max_size=6).map("".join)
 
 
 @settings(max_examples=200, deadline=None)
-@given(_latex)
-def test_fast_path_calls_only_those_strings_equal_that_math_verify_does(text: str) -> None:
+@given(_latex, _latex)
+def test_whole_answers_are_judged_alike_by_the_fast_path_and_the_slow_one(
+    gold: str, stated: str
+) -> None:
     logging.disable(logging.CRITICAL)
-    answer = clean(text)
-    if fast.judge(answer, answer):
-        assert math_verify(answer, answer)["value"] is True
+    for one, other in ((gold, stated), (gold, gold)):
+        quick = compare.judge(one, other, fast.leaf)
+        if not quick.deferred and quick.value is not None:
+            assert child.judge(one, other)["value"] in (quick.value, None)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +162,10 @@ def test_scientific_notation_is_judged_by_value(gold: str, stated: str, right: b
     assert fast.judge(gold, stated) is right
 
 
-def test_what_needs_mathematics_is_left_to_math_verify() -> None:
+def test_what_needs_mathematics_is_left_to_it() -> None:
     assert fast.judge(r"\frac{x}{2}", "0.5x") is None
-    assert fast.judge("0.333333", "1/3") is None
     assert fast.judge("5", "5 apples") is None
+    assert compare.judge(r"\frac{x}{2}", "0.5x", fast.leaf).deferred
 
 
 def test_plain_answers_start_no_process_and_import_no_sympy() -> None:
@@ -215,7 +220,7 @@ def test_a_hostile_answer_costs_its_limit_and_spares_its_neighbours(
 
 def test_an_answer_that_takes_too_long_is_unjudged_and_not_wrong(verifier: Verifier) -> None:
     verdict = verifier.judge([(HARD, HOSTILE["nested powers"])])[0]
-    assert verdict == Verdict(None, "not judged within 2 s", False)
+    assert verdict == Verdict(None, "timed_out", False)
 
 
 def test_an_answer_that_needs_too_much_memory_does_not_get_it() -> None:
@@ -231,7 +236,7 @@ def test_a_child_killed_in_the_middle_costs_one_verdict(verifier: Verifier) -> N
     killer.start()
     verdicts = verifier.judge([(HARD, HOSTILE["a factorial"]), (HARD, r"\boxed{x/2}")])
     killer.join()
-    assert verdicts[0] == Verdict(None, "the judging process died (exit status -9)", False)
+    assert verdicts[0] == Verdict(None, "process_died", False)
     assert verdicts[1].value is True
 
 
@@ -322,3 +327,23 @@ def test_several_answers_in_one_box_are_not_one_of_them(verifier: Verifier) -> N
     """math-verify passes any overlap between two lists: naming every answer must not pay."""
     hacks = [r"\boxed{$5x$ or $6x$}", r"\boxed{5x, 6x}", r"\boxed{$5x$, $6x$}"]
     assert [v.value for v in verifier.judge([("5x", hack) for hack in hacks])] == [False] * 3
+
+
+def test_hostile_answers_among_good_ones_cost_no_good_one_its_verdict() -> None:
+    """A tenth of what `benchmarks/verifier.py hostile` does."""
+    kinds = [
+        lambda n: "7" * 10**6 + str(n),
+        lambda n: "{" * (1000 + n),
+        lambda n: "(" * 400 + f"x+{n}" + ")" * 400,
+        lambda n: f"\x00{n}\x00",
+        lambda n: r"\frac{" * 300 + str(n),
+        lambda n: "," * 9_000 + str(n),
+        lambda n: r"\{" * 3_000 + r"\}" * 3_000 + str(n),
+    ]
+    bad = [(HARD, f"\\boxed{{{kinds[n % len(kinds)](n)}}}") for n in range(98)]
+    bad += [(HARD, rf"\boxed{{9^{{9^{{9^{{{n}^9}}}}}}}}") for n in (8, 9)]
+    good = [(HARD, r"\boxed{x/2}" if n % 2 else rf"\boxed{{{n}x}}") for n in range(100)]
+    with Verifier(TIMEOUT_S, workers=2) as two:
+        verdicts = two.judge([pair for both in zip(bad, good, strict=True) for pair in both])
+    assert [v.value for v in verdicts[1::2]] == [bool(n % 2) for n in range(100)]
+    assert True not in [v.value for v in verdicts[::2]]

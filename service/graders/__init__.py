@@ -1,0 +1,1 @@
+"""Trying a grader on given answers."""
