@@ -12,11 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from bridge_engine.checkpoint import (
-    load_tensors,
     newest_whole,
     prune,
     publish,
-    save_tensors,
     set_aside,
     step_folder,
     sweep,
@@ -31,6 +29,7 @@ from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
 from bridge_engine.sharding import gathered, whole
 from bridge_engine.spec import TemplateSpec, TrainSpec
+from bridge_engine.tensor_files import load_tensors, save_tensors
 
 
 @dataclass
