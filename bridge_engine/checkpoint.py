@@ -46,12 +46,12 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
                 return  # a step computed again, to the same bytes: leave what may be in use
             (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
             for path in temporary.iterdir():
-                _sync(path)
-            _sync(temporary)
+                sync(path)
+            sync(temporary)
             if final.exists():
                 shutil.rmtree(final)
             os.rename(temporary, final)
-            _sync(final.parent)
+            sync(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -145,7 +145,8 @@ def _disk_full(folder: Path, free: int, expected: int) -> EngineError:
     )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns once the file, or the names in the folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
