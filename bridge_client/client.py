@@ -14,6 +14,7 @@ from httpx_sse import EventSource
 
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
+from bridge_client._download import Download
 from bridge_client._stream import BROKEN, Cursor, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
@@ -138,6 +139,10 @@ class Client:
         """Asks for the job's end; a job that is over already stays as it is."""
         return self._send(_core.cancel(job_id))
 
+    def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, with all it left: figures, checkpoints, adapters."""
+        self._send(_core.delete_job(job_id))
+
     def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> Iterator[Event]:
         """The job's events, those that have happened and those that come, until it is over.
 
@@ -230,6 +235,31 @@ class Client:
     def adapter(self, name: str) -> Adapter:
         """One adapter: JOB@STEP, JOB@best, JOB@latest or JOB."""
         return self._send(_core.adapter(name))
+
+    def download_adapter(self, name: str, to: str | Path = ".", *, unpack: bool = False) -> Path:
+        """Downloads an adapter into the folder `to`: the path of the zip archive or, with
+        `unpack`, of the folder with its files, which PEFT loads.
+
+        The archive's SHA-256 is verified; raises BridgeError where it is another.
+        """
+        call = _core.download(name)
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            response.read()
+                        check(response)
+                        with Download(response, Path(to)) as download:
+                            for chunk in response.iter_raw():
+                                download.write(chunk)
+                            return download.finish(unpack)
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            time.sleep(delay)
 
     def generate(
         self,
