@@ -262,7 +262,7 @@ class AsyncClient:
                             await response.aread()
                         check(response)
                         with Download(response, Path(to)) as download:
-                            async for chunk in response.aiter_raw():
+                            async for chunk in response.aiter_bytes():
                                 download.write(chunk)
                             return download.finish(unpack)
                     delay = again

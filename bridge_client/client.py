@@ -253,7 +253,7 @@ class Client:
                             response.read()
                         check(response)
                         with Download(response, Path(to)) as download:
-                            for chunk in response.iter_raw():
+                            for chunk in response.iter_bytes():
                                 download.write(chunk)
                             return download.finish(unpack)
                     delay = again

@@ -22,6 +22,7 @@ from worker.forward import Ending, Forwarder
 from worker.lease import Lease
 from worker.process import Engine, death
 from worker.publish import publishing, tell
+from worker.room import check_room
 from worker.rundir import locked, prepare
 
 Fields = dict[str, Any]
@@ -85,6 +86,8 @@ def _run(
             raise StaleAttempt(job_id, attempt) from error
         return release(breakdown("infra", "database_unavailable", str(error)))
     except EngineError as error:
+        if error.code == "disk_full":
+            return finish("failed", error=breakdown("infra", error.code, error.message))
         return release(breakdown(error.category, error.code, error.message))
     except OSError as error:
         return _of_disk(error, finish, release)
@@ -110,6 +113,7 @@ def _supervise(
         locked(run, lease, settings.grace_seconds) as lock,
         publishing(store, claim, run, settings, lease) as publisher,
     ):
+        check_room(run, claim.job)
         notes = publisher.fetch() if publisher else []
         spec = prepare(run, claim.job, store)
         tell(run, notes)
