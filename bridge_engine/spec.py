@@ -228,8 +228,7 @@ class CheckpointSpec(SpecModel):
     keep: Annotated[int, Field(ge=1)] = 3
     """Resumable states kept, the newest ones."""
     keep_adapters: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
-    """Exported adapters kept: all, or the newest so many. The best one is always kept, and so is
-    one that a forked job started from."""
+    """Steps whose exports are kept: all, or the newest so many; the best one's always."""
 
 
 class ExportSpec(SpecModel):

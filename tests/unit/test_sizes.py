@@ -3,7 +3,6 @@
 import pytest
 
 from bridge_engine.catalog import resolve_model
-from bridge_engine.run_state import Progress
 from bridge_engine.shapes import shape_of
 from bridge_engine.sizes import export_bytes, state_bytes
 from tests.support.training import make_trainer
@@ -23,7 +22,7 @@ def on_disk(folder):
 )
 def test_a_save_takes_what_was_said_before(tmp_path, changes):
     with make_trainer(tmp_path, **changes, steps=1) as trainer:
-        trainer.state.save(Progress(step=1))
+        assert trainer.run()
         shape = shape_of(resolve_model("bridge-tiny"))
         state = on_disk(tmp_path / "checkpoints")
         exports = on_disk(tmp_path / "adapters") + on_disk(tmp_path / "models")
