@@ -328,6 +328,16 @@ def adapter(name: str) -> Call[models.Adapter]:
     return Call("GET", f"/adapters/{_segment(name)}", _one(models.Adapter))
 
 
+def download(name: str) -> Call[None]:
+    """What is asked for; the answer is read piece by piece (`_download`)."""
+    path = f"/adapters/{_segment(name)}/download"
+    return Call("GET", path, lambda r: None, timeout=GENERATE_TIMEOUT)
+
+
+def delete_job(job_id: str) -> Call[None]:
+    return Call("DELETE", f"/jobs/{_segment(job_id)}", lambda r: None, timeout=GENERATE_TIMEOUT)
+
+
 def generate(**body: Any) -> Call[models.Generation]:
     known = {key: value for key, value in body.items() if value is not None}
     return Call("POST", "/generate", _one(models.Generation), json=known, timeout=GENERATE_TIMEOUT)

@@ -14,6 +14,7 @@ from httpx_sse import EventSource
 
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
+from bridge_client._download import Download
 from bridge_client._stream import BROKEN, Cursor, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
@@ -178,6 +179,10 @@ class AsyncClient:
         """Changes the priority of a job that waits, -100…100."""
         return await self._send(_core.prioritize(job_id, priority))
 
+    async def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, with all it left: figures, checkpoints, adapters."""
+        await self._send(_core.delete_job(job_id))
+
     async def events(
         self, job_id: str, *, after: int = 0, patience: float = 120.0
     ) -> AsyncIterator[Event]:
@@ -319,6 +324,33 @@ class AsyncClient:
         `grader` is a name (`math`, `numeric`, `exact`) or an object with options.
         """
         return await self._send(_core.grade(list(items), grader))
+
+    async def download_adapter(
+        self, name: str, to: str | Path = ".", *, unpack: bool = False
+    ) -> Path:
+        """Downloads an adapter into the folder `to`: the path of the zip archive or, with
+        `unpack`, of the folder with its files, which PEFT loads.
+
+        The archive's SHA-256 is verified; raises BridgeError where it is another.
+        """
+        call = _core.download(name)
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            await response.aread()
+                        check(response)
+                        with Download(response, Path(to)) as download:
+                            async for chunk in response.aiter_bytes():
+                                download.write(chunk)
+                            return download.finish(unpack)
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            await asyncio.sleep(delay)
 
     async def generate(
         self,

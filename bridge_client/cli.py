@@ -59,9 +59,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Upload datasets and list them.", no_args_is_help=True)
+adapters = typer.Typer(help="List trained adapters, or download one.")
 app.add_typer(jobs, name="jobs")
 app.add_typer(projects, name="projects")
 app.add_typer(data, name="data")
+app.add_typer(adapters, name="adapters")
 
 HomeOption = Annotated[
     Optional[Path],  # noqa: UP045 - Typer reads the annotation at run time
@@ -195,11 +197,13 @@ def generate(
         output.show_generation(answer)
 
 
-@app.command()
-def adapters(
+@adapters.callback(invoke_without_command=True)
+def list_adapters(
     context: typer.Context, limit: LimitOption = 20, output_as: OutputOption = Output.TEXT
 ) -> None:
-    """List trained adapters."""
+    """List trained adapters, or download one."""
+    if context.invoked_subcommand is not None:
+        return
     found = list(islice(connect(context).adapters(page_size=limit), limit))
     if output_as is Output.JSON:
         output.print_json(found)
@@ -252,6 +256,21 @@ def grade_answers(
     output.err().print(shown + (f", {counts['bad']} unreadable" if counts["bad"] else ""))
     if counts["bad"]:
         raise typer.Exit(output.EXIT_FAILED)
+
+
+@adapters.command()
+def download(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="JOB (its best), JOB@STEP, JOB@best, JOB@latest.")],
+    to: Annotated[Path, typer.Option(file_okay=False, help="Folder to download it into.")] = Path(
+        "."
+    ),
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="Leave the folder that PEFT loads, not the archive.")
+    ] = False,
+) -> None:
+    """Download an adapter and verify it; prints the path of the zip archive."""
+    print(connect(context).download_adapter(name, to, unpack=unpack))
 
 
 @app.command()

@@ -150,6 +150,18 @@ def cancel(
 
 
 @jobs.command()
+def delete(
+    context: typer.Context,
+    job_id: JobArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a job that has ended: its figures, checkpoints and adapters."""
+    if not yes:
+        typer.confirm(f"Delete {job_id} with all its checkpoints and adapters?", abort=True)
+    connect(context).delete(job_id)
+
+
+@jobs.command()
 def logs(
     context: typer.Context,
     job_id: JobArgument,

@@ -81,7 +81,7 @@ def _train(
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
     from bridge_engine.compute import configure
-    from bridge_engine.run_state import spec_sha256
+    from bridge_engine.spec_identity import spec_sha256
     from bridge_engine.trainer import Trainer
 
     environment = configure(spec, world)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,11 +12,9 @@ from torch import Tensor
 
 from bridge_engine.checkpoint import (
     is_whole,
-    load_tensors,
     newest_whole,
     prune,
     publish,
-    save_tensors,
     set_aside,
     step_folder,
     sweep,
@@ -33,6 +30,8 @@ from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
 from bridge_engine.sharding import gathered, whole
 from bridge_engine.spec import TemplateSpec, TrainSpec
+from bridge_engine.spec_identity import spec_document
+from bridge_engine.tensor_files import load_tensors, save_tensors
 
 
 @dataclass
@@ -259,11 +258,11 @@ class RunState:
         return folder, torn
 
     def _spec_document(self) -> dict[str, Any]:
-        return _document(self.spec)
+        return spec_document(self.spec)
 
     def _refuse_other_spec(self, saved: dict[str, Any]) -> None:
         # through the model, so that a field which is new since then has its default
-        saved = _document(TrainSpec.model_validate(saved))
+        saved = spec_document(TrainSpec.model_validate(saved))
         now = self._spec_document()
         differing = sorted(k for k in {*saved, *now} if saved.get(k) != now.get(k))
         if differing:
@@ -287,13 +286,3 @@ class RunState:
                 code="data_changed",
                 param=f"data.{differing[0]}",
             )
-
-
-def spec_sha256(spec: TrainSpec) -> str:
-    """SHA-256 of a resolved spec's canonical JSON: what is trained, whatever it is called."""
-    canonical = json.dumps(_document(spec), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _document(spec: TrainSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True, exclude={"name", "resources"})

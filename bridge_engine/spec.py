@@ -233,7 +233,9 @@ class CheckpointSpec(SpecModel):
     """Steps between checkpoints. The last step is always saved, and so is every step whose
     held-out accuracy is the best so far."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """Resumable states kept; exported adapters are all kept."""
+    """Resumable states kept, the newest ones."""
+    keep_adapters: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Steps whose exports are kept: all, or the newest so many; the best one's always."""
 
 
 class ExportSpec(SpecModel):

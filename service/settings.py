@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fsspec
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
@@ -40,6 +41,14 @@ class Settings(BaseSettings):
     """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; default: HOME/bridge.db."""
     uploads_dir: Path | None = None
     """Where uploaded datasets lie; default: HOME/datasets."""
+    artifacts_url: str = ""
+    """Where checkpoints and adapters are kept: `file:///mnt/shared/bridge`, `s3://bucket/prefix`
+    (keys and endpoint by AWS_*), or any other URL fsspec knows. Empty: in the run directories."""
+    artifacts_cache_bytes: Annotated[int, Field(ge=0)] = 20_000_000_000
+    """Adapters that the service has fetched from there lie in HOME/cache; those asked for the
+    longest ago make room beyond so much."""
+    artifacts_patience_seconds: Seconds = 600.0
+    """How long a worker tries to reach it before it hands a job back as broken down."""
 
     host: str = "127.0.0.1"
     """Address the API listens on."""
@@ -154,6 +163,23 @@ class Settings(BaseSettings):
             raise ValueError(f"it names no file that every process finds: {_A_DATABASE}")
         return value
 
+    @field_validator("artifacts_url")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        scheme, mark, rest = value.partition("://")
+        if not value:
+            return value
+        if not mark or not rest.strip("/"):
+            raise ValueError("give a URL such as file:///mnt/shared/bridge or s3://bucket/prefix")
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ValueError:
+            raise ValueError(f"fsspec knows no {scheme!r}; give a file:// or s3:// URL") from None
+        except ImportError as error:
+            hint = "pip install 'bridge-train[s3]'" if scheme in ("s3", "s3a") else str(error)
+            raise ValueError(f"{scheme}:// needs a package that is not installed: {hint}") from None
+        return value
+
     @field_validator("inference_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
@@ -195,6 +221,11 @@ class Settings(BaseSettings):
         """Uploaded datasets; `ds_xxx` is the file `ds_xxx.jsonl` here."""
         assert self.uploads_dir is not None  # completed in model_post_init
         return self.uploads_dir
+
+    @property
+    def cache_dir(self) -> Path:
+        """What was fetched from the artifact store for serving."""
+        return self.home / "cache"
 
     @property
     def on_loopback(self) -> bool:

@@ -23,6 +23,8 @@ from worker.forward import Ending, Forwarder
 from worker.gpus import Gpus
 from worker.lease import Lease
 from worker.process import Engine, death
+from worker.publish import publishing, tell
+from worker.room import check_room
 from worker.rundir import locked, prepare
 
 Fields = dict[str, Any]
@@ -97,6 +99,8 @@ def _run(
             raise StaleAttempt(job_id, attempt) from error
         return release(breakdown("infra", "database_unavailable", str(error)))
     except EngineError as error:
+        if error.code == "disk_full":
+            return finish("failed", error=breakdown("infra", error.code, error.message))
         return release(breakdown(error.category, error.code, error.message))
     except OSError as error:
         return _of_disk(error, finish, release)
@@ -118,9 +122,15 @@ def _supervise(
 ) -> tuple[Ending | None, Fields | None]:
     """The run's last word, and what the engine died of if it had none."""
     run = settings.run_dir(claim.job.id)
-    with locked(run, lease, settings.grace_seconds) as lock:
+    with (
+        locked(run, lease, settings.grace_seconds) as lock,
+        publishing(store, claim, run, settings, lease) as publisher,
+    ):
+        check_room(run, claim.job)
+        notes = publisher.fetch() if publisher else []
         spec = prepare(run, claim.job, store)
-        forward = Forwarder(store, claim, run)
+        tell(run, notes)
+        forward = Forwarder(store, claim, run, publisher)
         _drain(forward, lease, claim)  # what an earlier attempt said last and nobody heard
         if isinstance(forward.ending, Done | Failed):
             return forward.ending, None
@@ -145,12 +155,15 @@ def _supervise(
 
 
 def _drain(forward: Forwarder, lease: Lease, claim: Claim) -> None:
-    """Forwards all there is; waits for the database as long as the lease lasts."""
+    """Forwards all there is; waits for the database, and for the artifact store, as long
+    as the lease lasts."""
     while forward.pump():
         if lease.lost:
             raise StaleAttempt(claim.job.id, claim.attempt)
         if forward.out_of_reach:
             time.sleep(PAUSE)
+        elif forward.publishing:
+            time.sleep(PAUSE / 10)
 
 
 def _write(report: Report, lease: Lease, claim: Claim) -> JobRow:

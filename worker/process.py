@@ -19,8 +19,14 @@ from typing import Any
 
 from service.store import breakdown
 
-_OURS = ("BRIDGE_DATABASE_URL", "BRIDGE_REDIS_URL")
-"""Passwords may be in these, and the engine knows neither a database nor a queue."""
+_OURS = (
+    "BRIDGE_DATABASE_URL",
+    "BRIDGE_REDIS_URL",
+    "BRIDGE_ARTIFACTS_URL",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Passwords may be in these, and the engine knows no database, queue or artifact store."""
 
 
 class Engine:

@@ -7,6 +7,7 @@ import threading
 from service.settings import Settings
 from service.store import Store, StoreUnavailable
 from worker import log
+from worker.sweep import Sweeper
 
 
 def reconcile(store: Store) -> list[str]:
@@ -20,7 +21,9 @@ def reconcile(store: Store) -> list[str]:
 
 def reconcile_forever(store: Store, settings: Settings, stop: threading.Event) -> None:
     """Reconciles every few seconds until `stop` is set; a database out of reach is tried again."""
+    sweeper = Sweeper(store, settings)
     while True:
+        sweeper.look()
         try:
             reconcile(store)
         except StoreUnavailable as error:

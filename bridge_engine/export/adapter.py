@@ -15,8 +15,9 @@ from peft import LoraConfig
 from torch import Tensor
 
 from bridge_engine.adapters import AdaptedModel
-from bridge_engine.checkpoint import publish, save_tensors, sha256_of
+from bridge_engine.checkpoint import publish, sha256_of
 from bridge_engine.export.card import AdapterCard
+from bridge_engine.tensor_files import save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from service.adapters.download import package
+from service.adapters.files import adapter_folder
 from service.adapters.names import find_adapter
-from service.context import TEXT, StoreDep
-from service.errors import responses
+from service.artifacts import Damaged
+from service.context import TEXT, SettingsDep, StoreDep
+from service.errors import ApiError, responses
 from service.parameters import check_cursor
+from service.store.adapters import STUDENT
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -67,3 +73,51 @@ def list_adapters(
 def get_adapter(name: str, store: StoreDep) -> Adapter:
     """The adapter that JOB@STEP, JOB@best, JOB@latest or JOB (the best, else the newest) means."""
     return Adapter.model_validate(find_adapter(store, name))
+
+
+@router.get(
+    "/{name}/download",
+    operation_id="download_adapter",
+    summary="Download an adapter",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"application/zip": {}}, "description": "The archive."},
+        304: {"description": "It is the one that If-None-Match names."},
+        **responses(404, 502, 503),
+    },
+)
+def download_adapter(
+    name: str,
+    store: StoreDep,
+    settings: SettingsDep,
+    if_none_match: Annotated[str | None, Header(description="An ETag of before.")] = None,
+) -> Response:
+    """A zip archive that PEFT loads once it is unpacked: adapter_config.json, the weights,
+    bridge.json and a model card. Everything in it was verified; its own SHA-256 is in Repr-Digest
+    and, in hexadecimal, the ETag."""
+    adapter = find_adapter(store, name)
+    try:
+        folder = adapter_folder(adapter, store, settings)
+        made = package(adapter, store.get_job(adapter.job_id), folder)
+    except Damaged as error:
+        raise ApiError(
+            502,
+            "adapter_damaged",
+            f"adapter {adapter.name} cannot be sent: {error.message}",
+            param="adapter",
+            given=adapter.name,
+            outside=f"adapter {adapter.name} is damaged; the service's log says how",
+        ) from error
+    student = adapter.name.endswith(STUDENT)
+    filename = f"{adapter.job_id}-step-{adapter.step}{STUDENT if student else ''}.zip"
+    digest = base64.b64encode(bytes.fromhex(made.sha256)).decode()
+    headers = {
+        "ETag": f'"{made.sha256}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(made.size)
+    return StreamingResponse(made.chunks(), media_type="application/zip", headers=headers)

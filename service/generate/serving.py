@@ -11,7 +11,6 @@ an adapter by JOB@STEP and its weights' digest; it can never answer from weights
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Any
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.spec_errors import nearest_name
+from service.adapters.files import adapter_folder, check_weights
 from service.adapters.names import find_adapter, look_up, newest
+from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
 from service.generate.prompting import adapter_template, templated
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 CANARY_TOKENS = 4
 TRIES = 3
 """Times an adapter is loaded for one request, where it is unloaded again before it can answer."""
-WEIGHTS = "adapter_model.safetensors"
 _LISTED = 20
 """So many of the newest adapters are listed to somebody who named none."""
 
@@ -91,7 +91,10 @@ def _by_adapter(
     settings: Settings,
     backend: InferenceBackend,
 ) -> Generation:
-    folder = settings.run_dir(adapter.job_id) / adapter.path
+    try:
+        folder = adapter_folder(adapter, store, settings)
+    except Damaged as error:
+        raise _not_servable(adapter, error.message, store) from error
     if request.prompt is not None and not request.raw:
         content = templated(request.prompt, adapter_template(folder, adapter.template))
     else:
@@ -170,9 +173,9 @@ def _make_ready(
     NotLoaded if the adapter was unloaded in between: that is not its own fault.
     """
     try:
-        _check_files(adapter, folder)
+        check_weights(adapter, folder)
         backend.load(loaded_name(adapter), folder, adapter.base_model)
-    except LoadFailed as error:
+    except (Damaged, LoadFailed) as error:
         raise _not_servable(adapter, error.message, store) from error
     asked = {name: body[name] for name in body.keys() & {"model", "prompt", "messages"}}
     canary = {**asked, "max_tokens": CANARY_TOKENS, "temperature": 0.0}
@@ -184,20 +187,6 @@ def _make_ready(
         raise  # too busy, or the prompt's own fault: says nothing about the adapter
     if adapter.status != "ready":
         store.mark_adapter(adapter.name, "ready")
-
-
-def _check_files(adapter: AdapterRow, folder: Path) -> None:
-    """Are the weights still those that were registered?"""
-    try:
-        with (folder / WEIGHTS).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LoadFailed(f"its weights cannot be read: {error}") from error
-    if found != adapter.sha256:
-        raise LoadFailed(
-            f"the weights in {folder} are not those that were registered (their SHA-256 is "
-            f"{found[:12]}…, not {adapter.sha256[:12]}…)"
-        )
 
 
 def _not_servable(adapter: AdapterRow, reason: str, store: Store) -> ApiError:

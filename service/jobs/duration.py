@@ -24,10 +24,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bridge_engine.shapes import Shape
 from bridge_engine.spec import TrainSpec
 from service.jobs.lengths import lengths
 from service.jobs.memory import compute_width, rollouts_per_step
-from service.jobs.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bridge_engine.shapes import Shape
 from bridge_engine.spec import TrainSpec
 from service.jobs.lengths import Lengths, lengths
-from service.jobs.shapes import Shape
 
 PROCESS = 500_000_000
 LOGITS_AT_ONCE = 2**24

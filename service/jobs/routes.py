@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
+from service.artifacts import ArtifactsUnavailable
+from service.artifacts.removal import remove
 from service.body import read_body
 from service.context import LARGEST_INT, TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import ApiError, responses
@@ -29,6 +32,8 @@ from service.parameters import check_cursor, unknown_cursor
 from service.store import NotFound, Store
 from service.store.models import DEFAULT_PROJECT, JobRow
 from service.store.status import Status
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -180,6 +185,33 @@ def list_jobs(
 def get_job(job: ExistingJob, store: StoreDep) -> Job:
     """The job as it is now."""
     return shown(store, job)
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    summary="Delete",
+    status_code=204,
+    response_class=Response,
+    responses={
+        202: {
+            "description": "It is gone for everybody; its files follow when they can be reached."
+        },
+        **responses(404, 409),
+    },
+)
+def delete_job(job_id: Id, store: StoreDep, settings: SettingsDep) -> Response:
+    """Deletes a job that has ended, with all it left: figures, samples, checkpoints, adapters.
+
+    It is gone for everybody at once. Asked again before the last of it is removed, it goes on.
+    """
+    store.mark_deleted(job_id)
+    try:
+        remove(job_id, store, settings)
+    except (ArtifactsUnavailable, OSError) as error:
+        log.warning("job %s is deleted, what it left follows later: %s", job_id, error)
+        return Response(status_code=202)
+    return Response(status_code=204)
 
 
 @router.get(

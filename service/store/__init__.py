@@ -4,6 +4,7 @@
 back detached: they are what was true when they were read.
 """
 
+from service.store.artifacts import Artifact
 from service.store.claims import Claim
 from service.store.errors import (
     Conflict,
@@ -16,6 +17,7 @@ from service.store.errors import (
 from service.store.ids import new_id
 from service.store.models import (
     AdapterRow,
+    ArtifactRow,
     AttemptRow,
     CheckpointRow,
     DatasetRow,
@@ -38,6 +40,8 @@ __all__ = [
     "TERMINAL",
     "TRANSITIONS",
     "AdapterRow",
+    "Artifact",
+    "ArtifactRow",
     "AttemptRow",
     "CheckpointRow",
     "Claim",

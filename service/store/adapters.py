@@ -74,7 +74,7 @@ class Adapters(Database):
 def _named(session: Session, name: str) -> AdapterRow:
     job_id, _, which = name.partition("@")
     job = session.get(JobRow, job_id)
-    if job is None:
+    if job is None or job.deleted_at is not None:
         raise NotFound("adapter", name, f"there is no adapter {name!r}: no job {job_id!r}")
     suffix = STUDENT if which.endswith(STUDENT) else ""
     step = _step(job, which.removesuffix(STUDENT), name)

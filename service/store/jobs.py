@@ -80,6 +80,7 @@ class Jobs(Database):
             queued_at=now,
             started_at=None,
             finished_at=None,
+            deleted_at=None,
             idempotency_key=idempotency_key,
             idempotency_hash=_digest(request) if idempotency_key is not None else None,
         )
@@ -135,7 +136,8 @@ class Jobs(Database):
         `after` is the id of the last job of the page before; jobs that come in meanwhile do not
         move the pages.
         """
-        query = select(JobRow).order_by(JobRow.id.desc()).limit(limit + 1)
+        query = select(JobRow).where(JobRow.deleted_at.is_(None))
+        query = query.order_by(JobRow.id.desc()).limit(limit + 1)
         if after is not None:
             query = query.where(JobRow.id < after)
         if status is not None:
@@ -160,13 +162,14 @@ class Jobs(Database):
     def count_jobs(self) -> dict[str, int]:
         """Number of jobs by status."""
         query = select(JobRow.status, func.count()).group_by(JobRow.status)
+        query = query.where(JobRow.deleted_at.is_(None))
         with self.read() as session:
             return dict(session.execute(query).all())
 
 
 def found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     """The job's row, locked for this transaction if so wanted; raises NotFound."""
-    query = select(JobRow).where(JobRow.id == job_id)
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
     job = session.scalar(query.with_for_update() if lock else query)
     if job is None:
         raise NotFound("job", job_id)

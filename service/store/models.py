@@ -192,6 +192,9 @@ class JobRow(Row):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Its owner has deleted it: nobody sees it any more, what it left is being removed."""
+
     idempotency_key: Mapped[str | None] = mapped_column(String, unique=True)
     idempotency_hash: Mapped[str | None] = mapped_column(String)
 
@@ -360,6 +363,23 @@ class AdapterRow(Row):
     status: Mapped[str] = mapped_column(String)
     """`registered`, `ready` (it has answered) or `failed`."""
     error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ArtifactRow(Row):
+    """A folder of a run that lies, whole, in the artifact store."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = _job_key()
+    path: Mapped[str] = mapped_column(String, primary_key=True)
+    """In the run directory: `checkpoints/step-000020`."""
+    step: Mapped[int]
+    prefix: Mapped[str] = mapped_column(Text)
+    """In the store, where nothing else was or will be written."""
+    sha256: Mapped[str] = mapped_column(String)
+    """Of its manifest, which has those of its files."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.settings import Settings, get_settings
 from service.store.adapters import Adapters
+from service.store.artifacts import Artifacts
 from service.store.claims import Claims
 from service.store.control import Control
 from service.store.datasets import Datasets
@@ -15,7 +16,9 @@ from service.store.series import Series
 from service.store.stream import Stream
 
 
-class Store(Jobs, Control, Claims, Leases, Outbox, Projects, Stream, Series, Adapters, Datasets):
+class Store(
+    Jobs, Control, Claims, Leases, Outbox, Projects, Stream, Series, Adapters, Artifacts, Datasets
+):
     """The database as the service and its workers see it; safe to share between threads.
 
     Each method is one transaction. All of them raise StoreUnavailable when the database cannot do

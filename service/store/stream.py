@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session
 from bridge_engine import events as ev
 from service.store import rollups
 from service.store.adapters import STUDENT
+from service.store.artifacts import Artifact, keep_artifacts
 from service.store.database import Database, JsonText, clean, insert_rows, upsert
 from service.store.errors import NotFound
 from service.store.leases import owned
 from service.store.models import (
     AdapterRow,
+    ArtifactRow,
     CheckpointRow,
     EventRow,
     JobRow,
@@ -33,10 +35,18 @@ from service.store.status import TERMINAL
 class Stream(Database):
     """The part of the store that takes events in and gives them out again."""
 
-    def append_events(self, job_id: str, attempt: int, events: Sequence[ev.Event]) -> int:
+    def append_events(
+        self,
+        job_id: str,
+        attempt: int,
+        events: Sequence[ev.Event],
+        artifacts: Sequence[Artifact] = (),
+    ) -> int:
         """Stores events that are not stored yet; returns how many were new.
 
-        Raises StaleAttempt if this attempt does not own the job.
+        `artifacts` are what the last of them, a checkpoint, has left in the artifact store: the
+        rows that name them appear with it. Raises StaleAttempt if this attempt does not own the
+        job.
         """
         if not events:
             return 0
@@ -46,6 +56,7 @@ class Stream(Database):
             fresh = {event.seq: event for event in events if event.seq not in known}
             if fresh:
                 _Projection(session, job).apply([fresh[seq] for seq in sorted(fresh)])
+            keep_artifacts(session, job_id, artifacts)
             return len(fresh)
 
     def last_seq(self, job_id: str) -> int:
@@ -173,7 +184,7 @@ class _Projection:
         """Whatever was reported for later steps is void: it will be computed again."""
         self._write_gathered()
         job, session = self._job, self._session
-        for table in (SampleRow, CheckpointRow, AdapterRow):
+        for table in (SampleRow, CheckpointRow, AdapterRow, ArtifactRow):
             later = (table.job_id == job.id) & (table.step > event.step)
             session.execute(delete(table).where(later))
         # Key by key: by the step alone, every figure of the job would be looked at.
@@ -182,9 +193,8 @@ class _Projection:
         rollups.void(session, job, event.step + 1)
         newest = select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id)
         job.checkpoint_step = session.scalar(newest)
-        job.progress_step = self._reached = max(
-            event.step, 0
-        )  # -1: not even the first measurement stands
+        # a step of -1: not even the first measurement stands
+        job.progress_step = self._reached = max(event.step, 0)
         job.latest = self._last_values()
         self._find_best()
 

@@ -11,8 +11,9 @@ import time
 import pytest
 import yaml
 
-from bridge_engine.checkpoint import is_whole, load_tensors
+from bridge_engine.checkpoint import is_whole
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EventReader
+from bridge_engine.tensor_files import load_tensors
 
 pytestmark = pytest.mark.integration
 

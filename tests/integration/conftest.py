@@ -13,6 +13,7 @@ from service.store import Store
 from service.store.migrate import upgrade
 from tests.support.postgres import Postgres, running_postgres
 from tests.support.redis import running_redis
+from tests.support.s3 import running_s3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +32,12 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     with running_redis() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    with running_s3() as url:
         yield url
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -72,6 +75,29 @@ def test_a_short_outage_of_the_database_loses_nothing(store: Store, settings: Se
     assert answer == ["succeeded"]
     assert store.get_job(job_id).attempt == 1
     assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 31)]
+
+
+def test_a_disk_without_room_for_a_checkpoint_fails_the_job_before_it_starts(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        job_id = submit(store)
+        there = settings.model_copy(update={"home": disk})
+        assert execute(job_id, store, there) == "failed"
+        error = store.get_job(job_id).error
+        assert error is not None
+        assert (error["code"], error["retryable"]) == ("disk_full", True)
+        assert re.search(
+            r"has 8 MiB free, and one checkpoint of this job needs \d+ MiB", error["message"]
+        )
+        assert not (disk / "runs" / job_id / "events.jsonl").exists(), "no engine was started"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings: Settings) -> None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 
-from bridge_engine.checkpoint import load_tensors
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader
 from bridge_engine.methods import METHODS
+from bridge_engine.tensor_files import load_tensors
 
 ENGINE = Path(__file__).parents[1] / "support" / "rank_engine.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ENGINE.parents[2])}

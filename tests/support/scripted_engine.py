@@ -11,6 +11,7 @@ the job's name; all times in seconds:
     fail_at        reports figures that are not numbers, then an error, after this step
     hang_at        stops doing anything after this step
     ignore_term    does not hear SIGTERM
+    weight_bytes   size of an adapter's weights, beyond a few (0)
     child          starts a child process of its own that would outlive it; its pid: RUN/child.pid
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_engine import events as ev
+from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder
 
 
 def reward(step: int) -> float:
@@ -42,6 +44,7 @@ class ScriptedEngine:
         self.run = run
         self.steps: int = spec["steps"]
         self.every: int = spec["checkpoint"]["every"]
+        self.keep: int = spec["checkpoint"]["keep"]
         self.script: dict[str, Any] = json.loads(spec["name"] or "{}")
         self.writer = ev.EventWriter(run)
         self.stopping = False
@@ -89,19 +92,29 @@ class ScriptedEngine:
         self.writer.emit(ev.Sample(step=step, gold=str(step), reward=1.0, **sample))
 
     def _save(self, step: int) -> None:
-        name = f"step-{step:06d}"
-        for folder in ("checkpoints", "adapters"):
-            (self.run / folder / name).mkdir(parents=True, exist_ok=True)
+        name = step_folder(step)
+        publish(self.run / "adapters" / name, lambda folder: self._export(folder, step))
+        publish(self.run / "checkpoints" / name, lambda folder: self._state(folder, step))
+        prune(self.run / "checkpoints", self.keep)
+        weights = self.run / "adapters" / name / "adapter_model.safetensors"
         self.writer.emit(
             ev.Checkpoint(
                 step=step,
                 path=f"checkpoints/{name}",
                 adapter=f"adapters/{name}",
-                sha256="0" * 64,
+                sha256=sha256_of(weights),
                 rank=8,
                 accuracy=reward(step),
             )
         )
+
+    def _state(self, folder: Path, step: int) -> None:
+        (folder / "state.json").write_text(json.dumps({"step": step}))
+
+    def _export(self, folder: Path, step: int) -> None:
+        weights = f"weights of step {step}".encode() + b"." * self.script.get("weight_bytes", 0)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+        (folder / "adapter_config.json").write_text("{}")
 
     def _misbehave(self, step: int) -> int | None:
         script, marker = self.script, self.run / "killed"

@@ -13,6 +13,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader, EventWriter, Log
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.spec import OptimizerSpec
+from bridge_engine.tensor_files import load_tensors, save_tensors
 from bridge_engine.vector import Vector
 
 
@@ -113,7 +114,7 @@ def test_a_disk_that_fills_up_while_tensors_are_written_is_told_as_such(small_di
     with pytest.raises(EngineError, match=r"full.*free some space") as caught:
         checkpoint.publish(
             small_disk / "step-000002",
-            lambda folder: checkpoint.save_tensors(folder / "t.safetensors", tensors),
+            lambda folder: save_tensors(folder / "t.safetensors", tensors),
         )
     assert caught.value.code == "disk_full"
     assert checkpoint.newest_whole(small_disk) == (small_disk / "step-000001", [])
@@ -161,9 +162,9 @@ def test_a_parameter_set_restored_goes_on_bit_for_bit(tmp_path, optimizer):
     first = fresh()
     for gradient in gradients()[:3]:
         first.ascend(gradient)
-    checkpoint.save_tensors(tmp_path / "s.safetensors", first.state())
+    save_tensors(tmp_path / "s.safetensors", first.state())
     second = fresh()
-    second.load(checkpoint.load_tensors(tmp_path / "s.safetensors"))
+    second.load(load_tensors(tmp_path / "s.safetensors"))
     for gradient in gradients()[3:]:
         second.ascend(gradient)
     assert torch.equal(second.tensors[0], straight.tensors[0])

@@ -15,13 +15,13 @@ from bridge_engine import logprobs
 from bridge_engine.catalog import ModelInfo
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
+from bridge_engine.shapes import Shape, shape_of
 from bridge_engine.spec import TrainSpec
 from bridge_engine.vector import Vector
 from service.jobs.duration import DEVICES, work
 from service.jobs.estimate import estimate
 from service.jobs.lengths import lengths
 from service.jobs.memory import LOGIT, LOGITS_AT_ONCE, Memory, memory
-from service.jobs.shapes import Shape, shape_of
 
 SIZES = {
     "vocab_size": 160,

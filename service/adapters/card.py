@@ -1,0 +1,78 @@
+"""The model card of a downloaded adapter, `README.md`: what it is, of what, and how good."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from bridge_engine import catalog
+from bridge_engine.errors import EngineError
+from bridge_engine.spec import TrainSpec
+from bridge_engine.spec_identity import spec_sha256
+from service.store import AdapterRow, JobRow
+
+
+def model_card(adapter: AdapterRow, job: JobRow) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads; the same each time, once the
+    job has ended."""
+    license = base_license(adapter.base_model)
+    about = {
+        "base_model": adapter.base_model,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": license,
+        "tags": ["lora", "bridge", job.method],
+    }
+    front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items() if value)
+    result = job.result or {}
+    facts: list[tuple[str, Any]] = [
+        ("Method", job.method),
+        ("Base model", f"{adapter.base_model} (licence: {license or 'see the base model'})"),
+        ("Step", f"{adapter.step} of {job.total_steps}"),
+        ("Rank", adapter.rank),
+        *((f"Data, {role}", _dataset(what)) for role, what in job.spec["data"].items() if what),
+        ("Held-out accuracy", _percent(adapter.accuracy)),
+        ("Held-out accuracy before training", _percent(result.get("accuracy_before"))),
+        ("Job", job.id),
+        ("SHA-256 of the spec", _spec_hash(job)),
+        ("SHA-256 of the weights", adapter.sha256),
+    ]
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts if value is not None)
+    return (
+        f"---\n{front}---\n# {adapter.name}\n\nA LoRA adapter trained by Bridge.\n\n"
+        f"| | |\n|---|---|\n{rows}\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        'model = AutoPeftModelForCausalLM.from_pretrained(".")\n```\n\n'
+        "`bridge.json` holds the template that problems were put in.\n"
+    )
+
+
+def base_license(model: str) -> str | None:
+    """The licence that the base model's own card names, where the model lies on this machine."""
+    try:
+        folder = catalog.resolve_model(model).path
+        text = (folder / "README.md").read_text(errors="replace") if folder else ""
+    except (EngineError, OSError):
+        return None
+    found = re.search(r"^license:\s*[\"']?([\w.+-]+)", text.partition("\n---")[0], re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _dataset(what: Any) -> str:
+    if not isinstance(what, dict):
+        return str(what)
+    more = ", ".join(f"{key} {value}" for key, value in what.items() if key != "name" and value)
+    return f"{what.get('name')}" + (f" ({more})" if more else "")
+
+
+def _percent(accuracy: float | None) -> str | None:
+    return None if accuracy is None else f"{accuracy:.1%}"
+
+
+def _spec_hash(job: JobRow) -> str | None:
+    try:
+        return spec_sha256(TrainSpec.model_validate(job.spec))
+    except ValidationError:  # of an older version
+        return None

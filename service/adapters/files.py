@@ -1,0 +1,53 @@
+"""Where an adapter's files lie on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from service.artifacts import ArtifactsUnavailable, Damaged, Stored, artifact_store
+from service.artifacts.cache import ArtifactCache
+from service.errors import ApiError
+from service.settings import Settings
+from service.store import AdapterRow, Store
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_folder(adapter: AdapterRow, store: Store, settings: Settings) -> Path:
+    """The adapter's folder: in the artifact cache, fetched and verified; in the job's run directory
+    where no artifact store is set, or the adapter was made before one was.
+
+    Raises Damaged that names the file at fault; `ApiError` 503 where the store does not answer.
+    """
+    artifacts = artifact_store(settings.artifacts_url)
+    row = store.artifact(adapter.job_id, adapter.path) if artifacts is not None else None
+    if artifacts is None or row is None:
+        return settings.run_dir(adapter.job_id) / adapter.path
+    cache = ArtifactCache(settings.cache_dir, settings.artifacts_cache_bytes, artifacts)
+    try:
+        return cache.folder(Stored(row.prefix, row.sha256, row.bytes))
+    except ArtifactsUnavailable as error:
+        raise ApiError(
+            503,
+            "artifacts_unavailable",
+            f"adapter {adapter.name} cannot be fetched now: {error.message}",
+            param="adapter",
+            given=adapter.name,
+            headers={"Retry-After": "5"},
+            outside=f"adapter {adapter.name} cannot be fetched now; try again",
+        ) from error
+
+
+def check_weights(adapter: AdapterRow, folder: Path) -> None:
+    """Raises Damaged unless the weights are those that were registered."""
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Damaged(f"its weights cannot be read: {error}") from error
+    if found != adapter.sha256:
+        raise Damaged(
+            f"the weights in {folder} are not those that were registered (their SHA-256 is "
+            f"{found[:12]}…, not {adapter.sha256[:12]}…)"
+        )

@@ -1,0 +1,205 @@
+"""Adapters that are downloaded, fetched from an artifact store, and deleted with their job."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from bridge_engine.catalog import resolve_model
+from bridge_engine.checkpoint import publish
+from bridge_engine.spec import TrainSpec
+from service.adapters.files import WEIGHTS, adapter_folder
+from service.artifacts import ArtifactStore, Stored
+from service.artifacts.cache import ArtifactCache
+from service.settings import Settings
+from service.store import Artifact, Store
+from service.store.artifacts import publication
+from tests.api.conftest import BRIDGE, Worker, connect, problem
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"artifacts_url": f"file://{tmp_path / 'shared'}"})
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with connect(settings) as client:
+        yield client
+
+
+class Trained:
+    """A job with one checkpoint, published as a worker does on a machine of its own."""
+
+    def __init__(
+        self, settings: Settings, store: Store, folder: Path, weights: bytes, config: str = "{}"
+    ) -> None:
+        self.store, self.artifacts = store, ArtifactStore(settings.artifacts_url)
+        worker = Worker(store)
+        self.job = store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=10)[0].id
+        self.attempt = worker.claim(self.job)
+        event = worker.checkpoint(5, 0.25)
+
+        def write(temporary: Path) -> None:
+            (temporary / WEIGHTS).write_bytes(weights)
+            (temporary / "adapter_config.json").write_text(config)
+            (temporary / "bridge.json").write_text(json.dumps({"template": {"kind": "plain"}}))
+
+        publish(folder, write)
+        event.sha256 = hashlib.sha256(weights).hexdigest()
+        event.seq, event.time = 1, 1.7e9
+        sha256 = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        prefix = publication(self.job, str(event.adapter), self.attempt, sha256)
+        self.stored = self.artifacts.put(folder, prefix)
+        row = Artifact(str(event.adapter), 5, prefix, sha256, self.stored.bytes)
+        store.append_events(self.job, self.attempt, [event], [row])
+
+    @property
+    def name(self) -> str:
+        return f"{self.job}@5"
+
+
+@pytest.fixture
+def trained(settings: Settings, store: Store, tmp_path: Path) -> Trained:
+    return Trained(settings, store, tmp_path / "elsewhere" / "step-000005", b"weights")
+
+
+def test_an_adapter_comes_from_the_store_once_and_is_verified(
+    settings: Settings, store: Store, trained: Trained
+) -> None:
+    folder = adapter_folder(store.adapter(trained.name), store, settings)
+    assert (folder / WEIGHTS).read_bytes() == b"weights"
+    trained.artifacts.delete(trained.stored.prefix)
+    assert adapter_folder(store.adapter(trained.name), store, settings) == folder
+
+
+def test_other_bytes_in_the_store_are_refused_and_named(
+    client: TestClient, settings: Settings, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "shared" / trained.stored.prefix / WEIGHTS).write_bytes(b"others")
+    body = problem(client.get(f"/adapters/{trained.name}/download"), 502, "adapter_damaged")
+    assert f"{trained.stored.prefix}/{WEIGHTS} is damaged" in body["detail"]
+    asked = {"adapter": trained.name, "prompt": "1+1?"}
+    body = problem(client.post("/generate", json=asked), 502, "adapter_failed")
+    assert f"{WEIGHTS} is damaged: its SHA-256 is" in body["detail"]
+    assert client.get(f"/adapters/{trained.name}").json()["status"] == "failed"
+    assert list(settings.cache_dir.glob("[0-9a-f]*")) == []
+
+
+def test_a_download_is_announced_and_always_the_same(client: TestClient, trained: Trained) -> None:
+    first = client.get(f"/adapters/{trained.job}@best/download")
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "application/zip"
+    digest = hashlib.sha256(first.content)
+    assert first.headers["etag"] == f'"{digest.hexdigest()}"'
+    assert first.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+    assert int(first.headers["content-length"]) == len(first.content)
+    assert f'filename="{trained.job}-step-5.zip"' in first.headers["content-disposition"]
+    again = {"If-None-Match": first.headers["etag"]}
+    assert client.get(f"/adapters/{trained.name}/download", headers=again).status_code == 304
+    archive = zipfile.ZipFile(io.BytesIO(first.content))
+    assert archive.testzip() is None
+    assert archive.read(WEIGHTS) == b"weights"
+    card = archive.read("README.md").decode()
+    assert card.startswith('---\nbase_model: "bridge-tiny"\nlibrary_name: "peft"\n')
+    for fact in (
+        "| Method | bridge |",
+        "25.0%",
+        trained.job,
+        "| Data, demos | arithmetic",
+        digest_of(b"weights"),
+    ):
+        assert fact in card
+    problem(client.get("/adapters/job_none@1/download"), 404, "unknown_adapter")
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_an_unpacked_download_is_an_adapter_that_peft_loads(
+    client: TestClient, settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = resolve_model("bridge-tiny").path
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    tuned: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for key, weight in tuned.named_parameters():
+            if "lora_" in key:
+                weight.normal_(std=0.3)
+    tuned.save_pretrained(tmp_path / "peft")
+    weights = (tmp_path / "peft" / WEIGHTS).read_bytes()
+    config_text = (tmp_path / "peft" / "adapter_config.json").read_text()
+    made = Trained(settings, store, tmp_path / "elsewhere", weights, config_text)
+    answer = client.get(f"/adapters/{made.name}/download")
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path / "unpacked")
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "unpacked")
+    )
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_asked_for_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.artifacts.cache.IN_USE_SECONDS", 0.0)
+    artifacts = ArtifactStore(f"file://{tmp_path / 'shared'}")
+    cache = ArtifactCache(tmp_path / "cache", 2500, artifacts)
+    stored: list[Stored] = []
+    for number in range(3):
+        folder = tmp_path / f"folder-{number}"
+        publish(folder, lambda f, n=number: (f / "w").write_bytes(bytes([n]) * 1000))  # type: ignore[misc]
+        stored.append(artifacts.put(folder, f"job/x/1-{number}"))
+    first, second = (cache.folder(one) for one in stored[:2])
+    assert cache.folder(stored[0]) == first
+    third = cache.folder(stored[2])
+    assert [path.exists() for path in (first, second, third)] == [True, False, True]
+    assert cache.folder(stored[1]).exists(), "it comes back when it is asked for"
+
+
+def test_a_deleted_job_leaves_nothing(
+    client: TestClient, settings: Settings, trained: Trained, tmp_path: Path
+) -> None:
+    problem(client.delete(f"/jobs/{trained.job}"), 409, "job_not_ended")
+    run = settings.run_dir(trained.job)
+    run.mkdir(parents=True)
+    (run / "engine.log").write_text("x")
+    trained.store.finish(trained.job, trained.attempt, "succeeded")
+    assert client.delete(f"/jobs/{trained.job}").status_code == 204
+    assert not run.exists()
+    assert trained.artifacts.publications(trained.job) == set()
+    problem(client.get(f"/jobs/{trained.job}"), 404)
+    problem(client.get(f"/adapters/{trained.name}"), 404, "unknown_adapter")
+    problem(client.delete(f"/jobs/{trained.job}"), 404)
+
+
+def test_a_deletion_cut_short_is_finished_by_the_next_one(
+    client: TestClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("cut short")
+
+    trained.store.finish(trained.job, trained.attempt, "succeeded")
+    with monkeypatch.context() as broken:
+        broken.setattr(ArtifactStore, "delete", fail)
+        assert client.delete(f"/jobs/{trained.job}").status_code == 202
+    problem(client.get(f"/jobs/{trained.job}"), 404)
+    assert trained.store.deleted_jobs() == [trained.job]
+    assert trained.artifacts.publications(trained.job) != set()
+    assert client.delete(f"/jobs/{trained.job}").status_code == 204
+    assert trained.store.deleted_jobs() == []
+    assert trained.artifacts.publications(trained.job) == set()
