@@ -325,7 +325,6 @@ def sse(store: Store, ours: int, bare: int, _: argparse.Namespace) -> None:
         event = ev.Metric(seq=number, time=time.time(), step=number, metrics=figures)
         store.append_events(job, 1, [event])
 
-    push = poster(bare, "/push", json.dumps({"text": "x" * 400}))
     for listeners in (1, 200, 1, 200):
         for name in ("GET /jobs/{id}/events", "a bare SSE route"):
             if name.startswith("GET"):
@@ -333,7 +332,9 @@ def sse(store: Store, ours: int, bare: int, _: argparse.Namespace) -> None:
                 seq += EVENTS
                 first = seq - EVENTS + 1
             else:
-                path, port, send, first = "/sse", bare, lambda _: push(), 1
+                push = poster(bare, "/push", json.dumps({"text": "x" * 400}))
+                push()  # nobody listens yet: the first listener starts the count anew
+                path, port, send, first = "/sse", bare, lambda _, push=push: push(), 1
             before = transactions(store)
             began = time.perf_counter()
             delays = asyncio.run(fan_out(port, path, listeners, send, first))
@@ -384,7 +385,7 @@ async def fan_out(
     tasks = [asyncio.create_task(listen()) for _ in range(listeners)]
     for _ in range(listeners):
         await asyncio.wait_for(connected.acquire(), 60)
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     await asyncio.to_thread(write)
     await asyncio.gather(*tasks, return_exceptions=True)
     return delays
@@ -456,7 +457,7 @@ def serve_bare(port: int) -> None:
             "CREATE TABLE bare_points (job text, key text, step integer, value double precision, "
             "PRIMARY KEY (job, key, step))"
         )
-    uvicorn.run(app, port=port, log_level="warning")
+    uvicorn.run(app, port=port, log_level="warning", timeout_keep_alive=600)
 
 
 # --------------------------------------------------------------------------- processes
@@ -496,7 +497,11 @@ def running(command: list[str], environment: dict[str, str], port: int) -> Itera
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:  # a stream is still open
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:

@@ -141,6 +141,20 @@ def check_rollups(store: Store, job_id: str, series: Series) -> None:
     assert rolled >= greatest // LEVELS[0] * LEVELS[0], "all that has closed is summed up"
 
 
+def test_a_resume_takes_what_was_summed_up_of_void_steps_along(store: Store) -> None:
+    job_id = run_to(store, "running")
+    first = [metric(step, reward=100.0 + step) for step in range(300)]
+    store.append_events(job_id, 1, numbered(*first))
+    second = [metric(step, reward=float(-step)) for step in range(90, 310)]
+    store.append_events(job_id, 1, numbered(ev.Resume(step=89), start=301))
+    check_rollups(store, job_id, {"reward": {step: 100.0 + step for step in range(90)}})
+    store.append_events(job_id, 1, numbered(*second, start=302))
+    points = {step: 100.0 + step if step < 90 else float(-step) for step in range(310)}
+    check_rollups(store, job_id, {"reward": dict(points)})
+    got = store.metrics(job_id, max_points=20)["reward"]
+    assert got == sorted(thinned(points, 20).items())
+
+
 def test_jobs_from_before_there_were_rollups_are_thinned_alike(store: Store) -> None:
     """And are summed up with the next figures that come in."""
     job_id = run_to(store, "running")
