@@ -195,6 +195,7 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
     store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
     """One told by `-Q`, one by its GPUs; a job that none of them serves waits and says so."""
+    environment["BRIDGE_LEASE_SECONDS"] = "60"  # longer than anything takes here
     gpu, cpu, two = (submit(store, steps=2, gpus=gpus) for gpus in (1, 0, 2))
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))

@@ -385,7 +385,7 @@ def test_worker_loads_no_torch() -> None:
 
 def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) -> None:
     job_id = submit(store, steps=40, every=100, step_seconds=0.05)
-    start()
+    start(LEASE_SECONDS=60)
     wait_until(store, job_id, at_step(3))
     assert store.request(job_id, "pause").status == "pausing"
     paused = wait_until(store, job_id, lambda job: job.status == "paused")
@@ -403,7 +403,7 @@ def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) ->
 def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start) -> None:
     """What its run said last, that it failed, is no reason to fail again."""
     job_id = submit(store, steps=10, every=4, fail_at=6)
-    start()
+    start(LEASE_SECONDS=60)
     assert wait_until(store, job_id, ended).status == "failed"
     with store.write() as session:  # what was wrong has been put right
         job = session.get_one(JobRow, job_id)
@@ -419,7 +419,7 @@ def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start)
 def test_jobs_of_one_worker_never_share_a_gpu(store: Store, start: Start, home: Path) -> None:
     jobs = [submit(store, steps=30, gpus=1) for _ in range(2)]
     alone = submit(store, steps=2, gpus=0)
-    start(GPUS="5,7", WORKER_SLOTS=3)
+    start(GPUS="5,7", WORKER_SLOTS=3, LEASE_SECONDS=60)
     for job_id in (*jobs, alone):
         assert wait_until(store, job_id, ended).status == "succeeded"
     shown = [(home / "runs" / job_id / "devices").read_text() for job_id in (*jobs, alone)]
