@@ -330,20 +330,20 @@ def test_several_answers_in_one_box_are_not_one_of_them(verifier: Verifier) -> N
 
 
 def test_hostile_answers_among_good_ones_cost_no_good_one_its_verdict() -> None:
-    """A tenth of what `benchmarks/verifier.py hostile` does."""
+    """A small share of what `benchmarks/verifier.py hostile` does."""
     kinds = [
         lambda n: "7" * 10**6 + str(n),
         lambda n: "{" * (1000 + n),
-        lambda n: "(" * 400 + f"x+{n}" + ")" * 400,
         lambda n: f"\x00{n}\x00",
         lambda n: r"\frac{" * 300 + str(n),
         lambda n: "," * 9_000 + str(n),
         lambda n: r"\{" * 3_000 + r"\}" * 3_000 + str(n),
     ]
-    bad = [(HARD, f"\\boxed{{{kinds[n % len(kinds)](n)}}}") for n in range(98)]
-    bad += [(HARD, rf"\boxed{{9^{{9^{{9^{{{n}^9}}}}}}}}") for n in (8, 9)]
-    good = [(HARD, r"\boxed{x/2}" if n % 2 else rf"\boxed{{{n}x}}") for n in range(100)]
+    slow_ones = [f"9^{{9^{{9^{{{9**9}}}}}}}", "(" * 400 + "x" + ")" * 400, f"{10**9}!"]
+    bad = [*slow_ones, *(kinds[n % len(kinds)](n) for n in range(57))]
+    good = [r"x/2" if n % 2 else rf"{n}x" for n in range(60)]
+    pairs = [(HARD, f"\\boxed{{{text}}}") for both in zip(bad, good, strict=True) for text in both]
     with Verifier(TIMEOUT_S, workers=2) as two:
-        verdicts = two.judge([pair for both in zip(bad, good, strict=True) for pair in both])
-    assert [v.value for v in verdicts[1::2]] == [bool(n % 2) for n in range(100)]
-    assert True not in [v.value for v in verdicts[::2]]
+        values = [v.value for v in two.judge(pairs)]
+    assert values[1::2] == [bool(n % 2) for n in range(60)]
+    assert True not in values[::2]
