@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bridge_engine import failpoints, lifeline
 from bridge_engine.errors import EngineError
 
 MANIFEST = "manifest.json"
@@ -51,6 +52,8 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
             for path in temporary.iterdir():
                 _sync(path)
             _sync(temporary)
+            failpoints.reached("in_checkpoint")
+            lifeline.check()  # writing may have taken long, or this process was stopped
             if final.exists():
                 shutil.rmtree(final)
             os.rename(temporary, final)

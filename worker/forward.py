@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
-from bridge_engine.events import Done, Event, EventReader, Failed, Stopped, parse
+from bridge_engine.events import Done, Event, EventReader, Failed, Phase, Stopped, parse
 from service.store import Claim, Store, StoreUnavailable
 from worker import log
 
@@ -28,6 +29,11 @@ class Forwarder:
         """The database could not take the last batch."""
         self.ending: Ending | None = None
         """The run's last word: set while the last event known is one."""
+        self.step = claim.job.progress_step
+        """The step that was last heard of."""
+        self.phase = "starting"
+        """The phase that was last heard of."""
+        self.heard_now()
         for stored in store.events_after(claim.job.id, seq - 1):
             self._look_at(parse(json.dumps(stored.data)))
 
@@ -40,7 +46,9 @@ class Forwarder:
             self._waiting = self._reader.read(BATCH)
             if not self._waiting:
                 return False
-            self._look_at(self._waiting[-1])
+            self.heard_now()
+            for event in self._waiting:
+                self._look_at(event)
         job_id = self._claim.job.id
         try:
             self._store.append_events(job_id, self._claim.attempt, self._waiting)
@@ -48,6 +56,7 @@ class Forwarder:
             if not self.out_of_reach:
                 log.warning("events wait", job=job_id, because=error)
             self.out_of_reach = True
+            self.heard_now()  # nobody listens now: its silence is ours
             return True
         if self.out_of_reach:
             log.info("events flow again", job=job_id)
@@ -55,5 +64,17 @@ class Forwarder:
         self._waiting = []
         return True
 
-    def _look_at(self, last: Event) -> None:
-        self.ending = last if isinstance(last, Ending) else None
+    def silence(self) -> float:
+        """Seconds in which nothing was heard, though somebody listened."""
+        return time.monotonic() - self._heard
+
+    def heard_now(self) -> None:
+        """Its silence begins anew."""
+        self._heard = time.monotonic()
+
+    def _look_at(self, event: Event) -> None:
+        self.ending = event if isinstance(event, Ending) else None
+        step = getattr(event, "step", None)
+        self.step = self.step if step is None else max(step, 0)
+        if isinstance(event, Phase):
+            self.phase = event.phase

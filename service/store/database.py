@@ -37,6 +37,15 @@ from service.store.models import Row
 BUSY_SECONDS = 10
 """How long a SQLite writer waits for its turn, and a Postgres one for a lock."""
 
+_NOTICE_A_DEAD_NETWORK = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's: without them a cut cable holds a query, and whoever waits for it, for a quarter of an
+hour."""
+
 
 def database_url(url: str) -> str:
     """The URL with the driver that Bridge uses: `postgres://…` is what people have."""
@@ -53,7 +62,9 @@ def create_database(url: str, **options: Any) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         if "options" not in parsed.query:
             settings = f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
-            options.setdefault("connect_args", {}).update(options=settings, connect_timeout=5)
+            options.setdefault("connect_args", {}).update(
+                options=settings, connect_timeout=5, **_NOTICE_A_DEAD_NETWORK
+            )
         return create_engine(parsed, pool_pre_ping=True, json_serializer=_dump, **options)
 
     engine = create_engine(

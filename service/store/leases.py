@@ -55,6 +55,13 @@ class Leases(Database):
             job_id = session.scalar(queued.with_for_update(skip_locked=True))
             return None if job_id is None else _claim(session, job_id, worker_id, lease_seconds)
 
+    def overdue_job(self, seconds: float) -> str | None:
+        """The job that has been queued the longest, if that is so long already; only looked at."""
+        before = datetime.now(UTC) - timedelta(seconds=seconds)
+        waiting = select(JobRow.id).where(JobRow.status == "queued", JobRow.queued_at < before)
+        with self.read() as session:
+            return session.scalar(waiting.order_by(JobRow.queued_at).limit(1))
+
     def heartbeat(self, job_id: str, attempt: int, lease_seconds: float) -> str:
         """Renews the lease; returns what the owner wants: `run` or `cancel`.
 
