@@ -24,7 +24,7 @@ from worker.forward import Ending, Forwarder
 from worker.lease import Lease
 from worker.memory import OomWatch, out_of_memory
 from worker.process import Engine, death
-from worker.rundir import RunDirectory, locked, prepare
+from worker.rundir import Leaving, RunDirectory, locked, prepare
 from worker.stall import stalled
 
 Fields = dict[str, Any]
@@ -89,6 +89,8 @@ def _run(
         if lease.lost or isinstance(error, StaleAttempt):
             raise StaleAttempt(job_id, attempt) from error
         return release(breakdown("infra", "database_unavailable", str(error)))
+    except Leaving:
+        return release()
     except EngineError as error:
         return release(breakdown(error.category, error.code, error.message))
     except OSError as error:
@@ -112,7 +114,7 @@ def _supervise(
     run = settings.run_dir(claim.job.id)
     # An engine elsewhere that outlives its worker ends when the lease did that it ran under.
     patience = settings.lease_seconds + settings.grace_seconds
-    with locked(run, lease, patience) as directory:
+    with locked(run, lease, stop, patience) as directory:
         spec = prepare(run, claim.job, store)
         forward = Forwarder(store, claim, run)
         _drain(forward, lease, claim)  # what an earlier attempt said last and nobody heard
@@ -145,7 +147,7 @@ def _watch(
         deadline=lease.deadline,
         environment=uploads,
     ) as engine:
-        directory.belongs_to(engine.pid)
+        directory.hand_over(engine.pid)
         log.info("engine started", job=job.id, attempt=claim.attempt, pid=engine.pid)
         forward.heard_now()
         stall: Fields | None = None

@@ -52,7 +52,7 @@ class Engine:
         """Starts `COMMAND run SPEC --dir RUN --parent-pipe FD --deadline FD`; its output goes to
         RUN/engine.log.
 
-        `lock` is the run directory's lock, which the engine holds together with us: see `rundir`.
+        `lock` is the run directory's lock, which passes to the engine: see `rundir`.
         """
         read, write = os.pipe()
         word = secrets.token_hex(8)

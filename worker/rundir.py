@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,13 @@ from worker.family import end_family, end_group, word_of
 from worker.lease import Lease
 
 RUN_LOCK = ".lock"
-"""Held by a worker and its engine together."""
+"""Held by a worker until its engine runs, and then by the engine."""
 ENGINE_LOCK = "engine.lock"
 """Held by the engine itself; under torchrun by rank 0, which does not have the other one."""
+
+
+class Leaving(Exception):
+    """There is no time to wait for the run directory."""
 
 
 class RunDirectory:
@@ -31,15 +36,27 @@ class RunDirectory:
         self.path = path
         self.lock = descriptor
         """To be passed on to the engine."""
+        self._closed = False
         self.ended: list[str] = []
         """Engines of earlier attempts that were found in it and ended."""
 
-    def belongs_to(self, pid: int) -> None:
-        """Writes down who holds the lock: the engine with this pid."""
+    def hand_over(self, pid: int) -> None:
+        """The lock is the engine's alone from now on; who it is, is written into it.
+
+        A worker that kept it too would, standing still, keep the next attempt out for ever, long
+        after its engine has gone.
+        """
         if (identity := ProcessIdentity.of(pid)) is not None:
             content = json.dumps(identity.as_dict()).encode() + b"\n"
             os.ftruncate(self.lock, 0)
             os.pwrite(self.lock, content, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Gives up our hold on the lock."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.lock)
 
     def tell(self) -> None:
         """Puts the engines that were ended into the run's log."""
@@ -50,26 +67,30 @@ class RunDirectory:
 
 
 @contextmanager
-def locked(run: Path, lease: Lease, seconds: float) -> Iterator[RunDirectory]:
+def locked(
+    run: Path, lease: Lease, stop: threading.Event, seconds: float
+) -> Iterator[RunDirectory]:
     """Holds the run directory's lock.
 
-    The lock lives as long as anybody holds the descriptor: an engine that outlives its worker keeps
-    the next attempt out until it is gone, so two engines never write to one directory. Such an
-    engine is ended if it is on this machine and certainly the one that the lock names; elsewhere
-    its own deadline ends it. Waits for at most `seconds`, then raises EngineError (`run_in_use`).
+    It is passed on to the engine, and one that outlives its worker keeps the next attempt out until
+    it is gone, so two engines never write to one directory. Such an engine is ended if it is on
+    this machine and certainly the one that the lock names; elsewhere its own deadline ends it.
+    Waits for at most `seconds`, then raises EngineError (`run_in_use`); raises Leaving if this
+    worker or the job is to stop meanwhile.
     """
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / RUN_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     directory = RunDirectory(run, descriptor)
     try:
-        _wait_for(directory, lease, time.monotonic() + seconds)
+        _wait_for(directory, lease, stop, time.monotonic() + seconds)
         yield directory
     finally:
-        os.close(descriptor)
+        directory.close()
 
 
-def _wait_for(directory: RunDirectory, lease: Lease, until: float) -> None:
+def _wait_for(directory: RunDirectory, lease: Lease, stop: threading.Event, until: float) -> None:
     run = directory.path
+    holders: set[ProcessIdentity] = set()
     while not lease.lost:
         if _take(directory.lock) and _is_free(run / ENGINE_LOCK):
             return
@@ -80,10 +101,12 @@ def _wait_for(directory: RunDirectory, lease: Lease, until: float) -> None:
                 _end(who)
                 directory.ended.append(str(who))
                 log.warning("an earlier attempt's engine still ran, ended it", run=run, engine=who)
+        if stop.is_set() or lease.cancel_wanted:
+            raise Leaving
         if time.monotonic() > until:
             break
         time.sleep(0.05)
-    named = ", ".join(sorted(map(str, holders))) if not lease.lost else ""
+    named = ", ".join(sorted(map(str, holders)))
     raise EngineError(
         f"an engine of an earlier attempt still works in {run} and did not leave"
         + (f"; the last one known there is {named}" if named else "")

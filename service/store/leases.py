@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.store.database import Database, clean, epoch_now
 from service.store.errors import StaleAttempt, breakdown
@@ -57,8 +57,8 @@ class Leases(Database):
 
     def overdue_job(self, seconds: float) -> str | None:
         """The job that has been queued the longest, if that is so long already; only looked at."""
-        before = datetime.now(UTC) - timedelta(seconds=seconds)
-        waiting = select(JobRow.id).where(JobRow.status == "queued", JobRow.queued_at < before)
+        long = _long_ago(JobRow.queued_at, seconds)
+        waiting = select(JobRow.id).where(JobRow.status == "queued", long)
         with self.read() as session:
             return session.scalar(waiting.order_by(JobRow.queued_at).limit(1))
 
@@ -185,8 +185,7 @@ class Leases(Database):
         messages (`at_broker`, counted before this call). Which of them is lost cannot be told, so
         all the old ones go out again; a message too many does no harm.
         """
-        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        lost = OutboxRow.sent_at < before
+        lost = _long_ago(OutboxRow.sent_at, older_than_seconds)
         # The young ones count here too: they may be all that the broker holds.
         sent = select(func.count()).where(OutboxRow.sent_at.is_not(None))
         with self.read() as session:
@@ -197,6 +196,12 @@ class Leases(Database):
         with self.write() as session:
             again = update(OutboxRow).where(lost).values(sent_at=None).returning(OutboxRow.id)
             return len(session.scalars(again).all())
+
+
+def _long_ago(moment: InstrumentedAttribute[Any], seconds: float) -> ColumnElement[bool]:
+    """Is it so long ago, or so far in the future: before somebody's clock was set back?"""
+    now, long = datetime.now(UTC), timedelta(seconds=seconds)
+    return or_(moment < now - long, moment > now + long)
 
 
 def owned(session: Session, job_id: str, attempt: int) -> JobRow:

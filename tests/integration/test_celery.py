@@ -104,7 +104,7 @@ def test_a_message_with_the_id_alone_runs_the_job(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while broker.llen("bridge") == 0:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
@@ -132,7 +132,7 @@ def test_a_message_delivered_three_times_runs_once(
     log = tmp_path / "celery.log"
     with running([*CELERY, "--concurrency", "2"], environment, log):
         assert wait_until(store, job_id, ended).status == "succeeded"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while log.read_text().count("message dropped") < 2:
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.05)
@@ -147,7 +147,7 @@ def test_lost_messages_and_a_killed_worker_do_no_harm(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while broker.llen("bridge") == 0:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -175,7 +175,7 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
         return sorted(job_id for job_id in jobs for m in messages if job_id.encode() in m)
 
     with running(RELAY, environment, tmp_path / "relay.log"):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while waiting() != jobs:
             assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
             time.sleep(0.05)
@@ -197,7 +197,7 @@ def test_a_stopped_celery_worker_hands_its_job_back(
         with running(CELERY, environment, tmp_path / "celery.log") as worker:
             wait_until(store, job_id, lambda job: job.progress_step >= 3)
             worker.terminate()
-            assert worker.wait(15) == 0
+            assert worker.wait(60) == 0
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
         assert job.checkpoint_step == job.progress_step, "the engine has saved"
@@ -210,9 +210,9 @@ def test_a_celery_worker_leaves_within_the_grace_and_leaves_nothing_running(
     grace = {"BRIDGE_GRACE_SECONDS": "1"}
     with running(RELAY, environment, tmp_path / "relay.log"):
         with running(CELERY, environment | grace, tmp_path / "celery.log") as worker:
-            wait_until(store, job_id, lambda job: job.progress_step >= 2, seconds=60)
+            wait_until(store, job_id, lambda job: job.progress_step >= 2)
             worker.terminate()
-            assert worker.wait(20) == 0
+            assert worker.wait(60) == 0
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
     for name in ("engine", "child"):
@@ -228,20 +228,20 @@ def test_jobs_run_although_the_broker_answers_nobody(
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         silence = {"BRIDGE_SILENCE_SECONDS": "2"}
         worker = stack.enter_context(running(CELERY, environment | silence, log))
-        assert wait_until(store, submit(store, steps=2), ended, seconds=60).attempt == 1
+        assert wait_until(store, submit(store, steps=2), ended).attempt == 1
         broker = redis.Redis.from_url(redis_url)
         broker.client_pause(600_000)
         try:
             jobs = [submit(store, steps=8) for _ in range(2)]
             for job_id in jobs:
-                assert wait_until(store, job_id, ended, seconds=60).status == "succeeded"
+                assert wait_until(store, job_id, ended).status == "succeeded"
                 assert f"taking it from the database job={job_id}" in log.read_text()
                 assert len(store.attempts(job_id)) == 1
         finally:
             redis.Redis.from_url(redis_url).client_unpause()
         assert worker.poll() is None
         later = submit(store, steps=2)
-        assert wait_until(store, later, ended, seconds=60).status == "succeeded"
+        assert wait_until(store, later, ended).status == "succeeded"
 
 
 def test_a_worker_looks_for_jobs_with_free_slots_alone(
@@ -252,11 +252,11 @@ def test_a_worker_looks_for_jobs_with_free_slots_alone(
     silence = {"BRIDGE_SILENCE_SECONDS": "0.5"}
     log = tmp_path / "celery.log"
     with running([*CELERY, "--concurrency", "1"], environment | silence, log) as worker:
-        wait_until(store, jobs[0], lambda job: job.progress_step >= 3, seconds=60)
+        wait_until(store, jobs[0], lambda job: job.progress_step >= 3)
         time.sleep(2)
         assert [store.get_job(job_id).status for job_id in jobs] == ["running", "queued"]
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         job = store.get_job(jobs[0])
         assert (job.status, job.lost_attempts) == ("queued", 0), "handed back like any other"
         assert job.checkpoint_step == job.progress_step
@@ -269,13 +269,13 @@ def test_the_job_of_a_celery_worker_that_stands_still_goes_to_another(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         first = stack.enter_context(running(CELERY, environment, tmp_path / "first.log"))
-        wait_until(store, job_id, lambda job: job.progress_step >= 7, seconds=60)
+        wait_until(store, job_id, lambda job: job.progress_step >= 7)
         engine = int((tmp_path / "runs" / job_id / "engine.pid").read_text())
         first.send_signal(signal.SIGSTOP)
         try:
             stack.enter_context(running(CELERY, environment, tmp_path / "second.log"))
             assert gone(engine, 30)
-            job = wait_until(store, job_id, ended, seconds=90)
+            job = wait_until(store, job_id, ended)
         finally:
             first.send_signal(signal.SIGCONT)
         assert (job.status, job.attempt) == ("succeeded", 2)

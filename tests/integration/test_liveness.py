@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from bridge_engine import lifeline
 from bridge_engine.checkpoint import publish
@@ -22,6 +24,7 @@ from bridge_engine.lifeline import Deadline
 from bridge_engine.spec import RuntimeSpec
 from service.settings import Settings
 from service.store import Store
+from service.store.models import JobRow, OutboxRow
 from tests.integration.test_torchrun import ENGINE as RANK_ENGINE
 from tests.integration.test_torchrun import SPEC as RANK_SPEC
 from tests.integration.test_worker import (
@@ -41,6 +44,7 @@ from tests.support.jobs import spec, submit, wait_until
 from worker.execute import execute_job
 from worker.family import WORD, family
 from worker.forward import Forwarder
+from worker.rundir import RUN_LOCK
 
 __all__ = ["home", "start", "store"]  # fixtures of the worker's tests
 
@@ -245,6 +249,21 @@ def everything_of(job_id: str) -> list:
     return [process for word in words if word for process in family(word)]
 
 
+# ------------------------------------------------------------------ clocks
+
+
+def test_a_clock_that_was_set_back_hides_no_waiting_job(store: Store) -> None:
+    """Its message was sent, it seems, tomorrow."""
+    job_id, tomorrow = submit(store), datetime.now(UTC) + timedelta(days=1)
+    (message,) = store.outbox_batch()
+    with store.write() as session:
+        session.execute(update(OutboxRow).values(sent_at=tomorrow))
+        session.execute(update(JobRow).values(queued_at=tomorrow))
+    assert store.overdue_job(60) == job_id
+    assert store.resend_unclaimed(30) == 1
+    assert [again.id for again in store.outbox_batch()] == [message.id]
+
+
 # ------------------------------------------------------------------ memory
 
 
@@ -324,3 +343,21 @@ def test_a_worker_leaves_within_the_grace_whatever_its_engine_does(
     assert (job.status, job.lost_attempts) == ("queued", 0)
     assert gone(pid_of(home, job_id))
     assert gone(pid_of(home, job_id, "child"))
+
+
+def test_a_worker_that_waits_for_a_run_directory_leaves_when_it_is_told_to(
+    store: Store, start: Start, home: Path
+) -> None:
+    import fcntl
+
+    job_id = submit(store)
+    (home / "runs" / job_id).mkdir(parents=True)
+    with (home / "runs" / job_id / RUN_LOCK).open("w") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        worker = start(GRACE_SECONDS=600)
+        wait_until(store, job_id, lambda job: job.status == "running")
+        time.sleep(1)
+        worker.terminate()
+        assert worker.wait(60) == 0
+    job = store.get_job(job_id)
+    assert (job.status, job.lost_attempts) == ("queued", 0)

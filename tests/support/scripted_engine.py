@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_engine import events as ev
-from bridge_engine import lifeline
+from bridge_engine import failpoints, lifeline
 
 
 def reward(step: int) -> float:
@@ -94,6 +94,8 @@ class ScriptedEngine:
         name = f"step-{step:06d}"
         for folder in ("checkpoints", "adapters"):
             (self.run / folder / name).mkdir(parents=True, exist_ok=True)
+            failpoints.reached("in_checkpoint")
+        failpoints.reached("between_checkpoint_and_row")
         self.writer.emit(
             ev.Checkpoint(
                 step=step,
