@@ -19,8 +19,8 @@ from tests.faults.house import REPOSITORY, House, as_json
 from tests.support.jobs import spec as scripted_spec
 from tests.support.scripted_engine import reward
 
-STEPS, SEEDS = 6, (1, 2)
-"""Of the real jobs."""
+STEPS, SEEDS = 6, (1,)
+"""Of the real jobs; each seed costs a run that nothing happens to."""
 SCRIPTED_STEPS = 40
 
 

@@ -20,7 +20,7 @@ import psutil
 import psycopg
 import redis
 
-from service.store import Store
+from service.store import Store, StoreUnavailable
 from service.store.migrate import upgrade
 from tests.faults.proxy import Proxy
 from tests.support.redis import free_port
@@ -139,7 +139,7 @@ class House:
         given = SETTINGS | {
             "HOME": self.home,
             "DATABASE_URL": url,
-            "REDIS_URL": f"redis://127.0.0.1:{self._redis_port}/0",
+            "REDIS_URL": self.broker_url,
             "DISPATCH": "celery",
             "PORT": self._api_port,
             "ENGINE_COMMAND": f"{sys.executable} -m tests.faults.engine",
@@ -165,6 +165,11 @@ class House:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.1)
+
+    @property
+    def broker_url(self) -> str:
+        """The queue's address."""
+        return f"redis://127.0.0.1:{self._redis_port}/0"
 
     @property
     def broker(self) -> redis.Redis:
@@ -220,6 +225,13 @@ class House:
                 assert answer.status_code >= 500, answer.text
             assert time.monotonic() < until, "the API accepts nothing"
             time.sleep(0.2)
+
+    def have_ended(self, jobs: list[str]) -> bool:
+        """Have they, as far as the database can say now?"""
+        try:
+            return all(self.store.get_job(job_id).ended for job_id in jobs)
+        except StoreUnavailable:
+            return False
 
     def close(self) -> None:
         """Ends everything."""

@@ -30,8 +30,7 @@ def test_no_fault_costs_a_job_more_than_time(
     try:
         for fault in faults:
             # A job for the fault to befall: one that comes by at every failpoint.
-            idle = all(house.store.get_job(job_id).ended for job_id in jobs)
-            if idle or ": " in fault.kind:
+            if house.have_ended(jobs) or ": " in fault.kind:
                 jobs += [house.submit(spec) for spec in specs(seed)[-1:]]
             time.sleep(fault.delay)
             took = injector.inject(fault)
@@ -56,7 +55,7 @@ def test_no_fault_costs_a_job_more_than_time(
 
 def _wait_for(house: House, jobs: list[str]) -> None:
     until = time.monotonic() + WITHIN
-    while not all(house.store.get_job(job_id).ended for job_id in jobs):
+    while not house.have_ended(jobs):
         if time.monotonic() > until:
             states = [house.store.get_job(job_id) for job_id in jobs]
             said = [(j.id, j.status, j.attempt, j.progress_step) for j in states]
