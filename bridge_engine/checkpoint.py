@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bridge_engine import failpoints, lifeline
 from bridge_engine.errors import EngineError
 
 MANIFEST = "manifest.json"
@@ -48,6 +49,8 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
             for path in temporary.iterdir():
                 sync(path)
             sync(temporary)
+            failpoints.reached("in_checkpoint")
+            lifeline.check()  # writing may have taken long, or this process was stopped
             if final.exists():
                 shutil.rmtree(final)
             os.rename(temporary, final)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from bridge_engine import lifeline
 from bridge_engine.errors import Category
 
 
@@ -159,7 +160,11 @@ class EventWriter:
         _repair(self.metrics_path)
 
     def emit(self, event: Event) -> None:
-        """Numbers the event, stamps it and appends it in one write."""
+        """Numbers the event, stamps it and appends it in one write.
+
+        Ends the process instead if its worker's lease has run out.
+        """
+        lifeline.check()
         event.seq, event.time = self._seq + 1, time.time()
         if isinstance(event, Metric):
             event.metrics = {k: _json_number(v) for k, v in event.metrics.items()}

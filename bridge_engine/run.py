@@ -9,9 +9,9 @@ run it again to go on. Run again at any time, it takes up the newest whole check
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
-import platform
 import signal
 import sys
 import threading
@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import yaml
 from pydantic import ValidationError
 
+from bridge_engine import lifeline
 from bridge_engine.errors import EngineError
 from bridge_engine.events import (
     EXIT_DONE,
@@ -33,6 +34,7 @@ from bridge_engine.events import (
     Phase,
 )
 from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
+from bridge_engine.process_identity import ProcessIdentity
 from bridge_engine.ranks import World, join
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_checks import check_spec, fill_defaults
@@ -50,9 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     run_parser.add_argument(
         "--parent-pipe", type=int, help="file descriptor that closes when the parent dies"
     )
+    run_parser.add_argument(
+        "--deadline", type=int, help="file descriptor of the moment until when the run may go on"
+    )
     options = parser.parse_args(arguments)
     if options.parent_pipe is not None:
-        _die_with_parent(options.parent_pipe)
+        lifeline.hold(options.parent_pipe, options.deadline)
+    _tell_where_on_request()
     return run(options.spec, options.dir)
 
 
@@ -161,13 +167,15 @@ class exclusive:
     def _take(self) -> bool:
         import fcntl
 
-        self.file = self.path.open("w")
+        self.file = self.path.open("a")  # "w" would wipe out who holds it
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             print(f"another engine is running in {self.path.parent}", file=sys.stderr)
             return False
-        self.file.write(f"{os.getpid()} {platform.node()}\n")
+        self.file.truncate(0)
+        me = ProcessIdentity.of(os.getpid())
+        self.file.write(json.dumps(me.as_dict() if me else {"pid": os.getpid()}) + "\n")
         self.file.flush()
         return True
 
@@ -209,15 +217,8 @@ def _as_event(error: BaseException) -> Failed:
     )
 
 
-def _die_with_parent(descriptor: int) -> None:
-    """Ends this process when the pipe's other end closes: an orphan must not train on."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # torchrun was given the pipe and does not hand it on, but it can be opened through it
-        descriptor = os.open(f"/proc/{os.getppid()}/fd/{descriptor}", os.O_RDONLY)
-
-    def watch() -> None:
-        while os.read(descriptor, 1):
-            pass
-        os._exit(EXIT_FAILED)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+def _tell_where_on_request() -> None:
+    """Upon SIGUSR1, and in a crash, every thread's stack goes to the log: the worker asks for it
+    when nothing has been heard for long."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)

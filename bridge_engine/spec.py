@@ -273,6 +273,10 @@ class RuntimeSpec(SpecModel):
     """`auto` is torch's scaled dot-product attention."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them. Changes memory, never the update."""
+    stall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """A run that reports nothing for this long counts as stuck, is ended and goes on from its
+    checkpoint: set it where a step takes longer than the worker's own BRIDGE_STALL_SECONDS (30
+    minutes). Heeded by workers, not by a run by hand."""
 
 
 class ResourcesSpec(SpecModel):

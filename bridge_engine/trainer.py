@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from bridge_engine import failpoints
 from bridge_engine.endings import ending_warning
 from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.events import Done, EventWriter, Log, Metric, Phase, Resume, Stopped
@@ -132,7 +133,9 @@ class Trainer:
     def _save(self, progress: Progress) -> None:
         everything = [t for parameters in self.sets.values() for t in parameters.tensors]
         self.world.agree([t for t in everything if not is_shard(t)])
-        self.events.emit(self.state.save(progress))
+        saved = self.state.save(progress)
+        failpoints.reached("between_checkpoint_and_row")
+        self.events.emit(saved)
 
     def _is_last(self, progress: Progress) -> bool:
         return progress.step == self.spec.steps

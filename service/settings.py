@@ -77,6 +77,13 @@ class Settings(BaseSettings):
     """Time between renewals."""
     grace_seconds: Seconds = 30.0
     """Time an engine has to save and leave after SIGTERM; then it is killed."""
+    stall_seconds: Seconds = 1800.0
+    """An engine that has reported nothing for this long is asked for its stacks and ended, and its
+    job goes on from the checkpoint. Longer than the longest step; a spec's `runtime.stall_seconds`
+    comes before it."""
+    silence_seconds: Seconds = 60.0
+    """A Celery worker with a free slot that has heard nothing for this long looks into the database
+    itself, and takes a job that has waited as long."""
     reconcile_seconds: Seconds = 5.0
     """Time between looks for jobs whose lease ran out."""
     poll_seconds: Seconds = 0.3

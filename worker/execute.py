@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
+from bridge_engine import failpoints
 from bridge_engine.errors import EngineError
 from bridge_engine.events import Done, Failed
 from service.settings import Settings
@@ -22,10 +24,12 @@ from worker import gpus, log
 from worker.forward import Ending, Forwarder
 from worker.gpus import Gpus
 from worker.lease import Lease
+from worker.memory import OomWatch, out_of_memory
 from worker.process import Engine, death
 from worker.publish import publishing, tell
 from worker.room import check_room
-from worker.rundir import locked, prepare
+from worker.rundir import Leaving, RunDirectory, locked, prepare
+from worker.stall import stalled
 
 Fields = dict[str, Any]
 PAUSE = 0.5
@@ -65,9 +69,11 @@ def run_claim(
     """Runs a claimed job; its status afterwards, or `stale`. `since`: see `Lease`."""
     job_id, attempt = claim.job.id, claim.attempt
     log.info("claimed", job=job_id, attempt=attempt, method=claim.job.method)
+    failpoints.reached("after_claim")
     with Lease(store, claim, settings, since=since) as lease:
         try:
             report = _run(claim, lease, store, settings, stop)
+            failpoints.reached("after_done_before_recorded")
             status = _write(report, lease, claim).status
         except StaleAttempt:
             log.warning("lost to another attempt", job=job_id, attempt=attempt)
@@ -98,6 +104,8 @@ def _run(
         if lease.lost or isinstance(error, StaleAttempt):
             raise StaleAttempt(job_id, attempt) from error
         return release(breakdown("infra", "database_unavailable", str(error)))
+    except Leaving:
+        return release()
     except EngineError as error:
         if error.code == "disk_full":
             return finish("failed", error=breakdown("infra", error.code, error.message))
@@ -110,10 +118,9 @@ def _run(
     if isinstance(ending, Done):
         return finish("succeeded", result=ending.result)
     if isinstance(ending, Failed):
-        # Also where `retryable` says that the same job may succeed later, as with a full disk: only
-        # a person can make room, and five more tries within a minute would bury the reason.
-        named = ("category", "code", "message", "param", "retryable")
-        return finish("failed", error={name: getattr(ending, name) for name in named})
+        return finish("failed", error=_as_error(ending))
+    if died is not None and died["category"] == "oom":
+        return finish("failed", error=died)  # the next attempt would only get there again
     return release(died)  # saved and left, or died: the next attempt goes on from the checkpoint
 
 
@@ -122,8 +129,10 @@ def _supervise(
 ) -> tuple[Ending | None, Fields | None]:
     """The run's last word, and what the engine died of if it had none."""
     run = settings.run_dir(claim.job.id)
+    # An engine elsewhere that outlives its worker ends when the lease did that it ran under.
+    patience = settings.lease_seconds + settings.grace_seconds
     with (
-        locked(run, lease, settings.grace_seconds) as lock,
+        locked(run, lease, stop, patience) as directory,
         publishing(store, claim, run, settings, lease) as publisher,
     ):
         check_room(run, claim.job)
@@ -132,26 +141,81 @@ def _supervise(
         tell(run, notes)
         forward = Forwarder(store, claim, run, publisher)
         _drain(forward, lease, claim)  # what an earlier attempt said last and nobody heard
-        if isinstance(forward.ending, Done | Failed):
+        if isinstance(forward.ending, Done) or _is_final(forward.ending):
             return forward.ending, None
         forward.ending = None
-        environment = {"BRIDGE_UPLOADS_DIR": str(settings.uploads_dir), **gpus.environment(claim)}
-        command = gpus.command(claim, settings.engine_command)
-        with Engine.start(command, spec, run, lock=lock, environment=environment) as engine:
-            log.info("engine started", job=claim.job.id, attempt=claim.attempt, pid=engine.pid)
-            while (status := engine.wait(settings.poll_seconds)) is None:
-                if lease.lost:
-                    engine.kill()
-                    raise StaleAttempt(claim.job.id, claim.attempt)
-                if lease.stop_wanted or stop.is_set():
-                    engine.stop(settings.grace_seconds)
-                if forward.ending is not None:
-                    engine.expect_exit(settings.grace_seconds)
-                forward.pump()
-            _drain(forward, lease, claim)
-        if forward.ending is not None or engine.asked_to_stop:
+        directory.tell()
+        return _watch(claim, lease, settings, stop, directory, spec, forward)
+
+
+def _watch(
+    claim: Claim,
+    lease: Lease,
+    settings: Settings,
+    stop: threading.Event,
+    directory: RunDirectory,
+    spec: Path,
+    forward: Forwarder,
+) -> tuple[Ending | None, Fields | None]:
+    """Starts the engine and stays with it until it has ended."""
+    run, job = directory.path, claim.job
+    environment = {"BRIDGE_UPLOADS_DIR": str(settings.uploads_dir), **gpus.environment(claim)}
+    patience = job.spec.get("runtime", {}).get("stall_seconds") or settings.stall_seconds
+    memory = OomWatch()
+    with Engine.start(
+        gpus.command(claim, settings.engine_command),
+        spec,
+        run,
+        lock=directory.lock,
+        deadline=lease.deadline,
+        environment=environment,
+    ) as engine:
+        directory.hand_over(engine.pid)
+        log.info("engine started", job=job.id, attempt=claim.attempt, pid=engine.pid)
+        forward.heard_now()
+        stall: Fields | None = None
+        while (status := engine.wait(settings.poll_seconds)) is None:
+            memory.look()
+            if lease.lost:
+                engine.kill()
+                raise StaleAttempt(job.id, claim.attempt)
+            if lease.stop_wanted or stop.is_set():
+                engine.stop(settings.grace_seconds)
+            if forward.ending is not None:
+                engine.expect_exit(settings.grace_seconds)
+            forward.pump()
+            if forward.silence() > patience and not stall and not engine.is_leaving:
+                stall = stalled(forward, engine.word, run)
+                log.warning("engine stalled", job=job.id, because=stall["message"])
+                engine.kill()
+        _drain(forward, lease, claim)
+        if _is_final(forward.ending):
             return forward.ending, None
-        return None, death(status, run / "engine.log")
+    ending = forward.ending
+    no_word = ending is None or (isinstance(ending, Failed) and ending.code == "rank_lost")
+    if stall is None and no_word and not engine.asked_to_stop and memory.rose():
+        return None, out_of_memory(job.spec)
+    if isinstance(ending, Failed):
+        return None, _as_error(ending)
+    if ending is not None or (engine.asked_to_stop and stall is None):
+        return ending, None
+    return None, stall or death(status, run / "engine.log", memory_counted=not memory.blind)
+
+
+def _is_final(ending: Ending | None) -> bool:
+    """Did the run fail so that trying again would only fail again?
+
+    A full disk stays full whatever the engine says of trying again: only a person can make room,
+    and five more tries within a minute would bury the reason.
+    """
+    if not isinstance(ending, Failed):
+        return False
+    return not (ending.category == "infra" and ending.retryable) or ending.code == "disk_full"
+
+
+def _as_error(failed: Failed) -> Fields:
+    named = ("category", "code", "message", "param", "retryable")
+    return {name: getattr(failed, name) for name in named}
 
 
 def _drain(forward: Forwarder, lease: Lease, claim: Claim) -> None:

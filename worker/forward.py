@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
-from bridge_engine.events import Checkpoint, Done, Event, EventReader, Failed, Stopped, parse
+from bridge_engine.events import Checkpoint, Done, Event, EventReader, Failed, Phase, Stopped, parse
 from service.store import Artifact, Claim, Store, StoreUnavailable
 from worker import log
 from worker.publish import Publisher
@@ -39,6 +40,11 @@ class Forwarder:
         """The next event is a checkpoint's, which is on its way into the artifact store."""
         self.ending: Ending | None = None
         """The run's last word: set while the last event known is one."""
+        self.step = claim.job.progress_step
+        """The step that was last heard of."""
+        self.phase = "starting"
+        """The phase that was last heard of."""
+        self.heard_now()
         for stored in store.events_after(claim.job.id, seq - 1):
             self._look_at(parse(json.dumps(stored.data)))
 
@@ -49,10 +55,14 @@ class Forwarder:
         """
         if len(self._waiting) < AHEAD:  # also while a checkpoint is on its way
             if fresh := self._reader.read(BATCH):
-                self._look_at(fresh[-1])
+                self.heard_now()
+                for event in fresh:
+                    self._look_at(event)
                 self._waiting += fresh
             elif not self._waiting:
                 return False
+        else:
+            self.heard_now()  # nobody listens now: its silence is ours
         batch, artifacts = self._publishable()
         self.publishing = not batch
         if self.publishing:
@@ -66,6 +76,7 @@ class Forwarder:
             if not self.out_of_reach:
                 log.warning("events wait", job=job_id, because=error)
             self.out_of_reach = True
+            self.heard_now()  # nobody listens now: its silence is ours
             return True
         if self.out_of_reach:
             log.info("events flow again", job=job_id)
@@ -94,7 +105,19 @@ class Forwarder:
         if self._publisher is not None:
             self._publisher.delete(dropped.prefixes)
 
-    def _look_at(self, last: Event) -> None:
-        self.ending = last if isinstance(last, Ending) else None
-        if isinstance(last, Failed) and last.seq <= self._claim.job.retried_seq:
+    def silence(self) -> float:
+        """Seconds in which nothing was heard, though somebody listened."""
+        return time.monotonic() - self._heard
+
+    def heard_now(self) -> None:
+        """Its silence begins anew."""
+        self._heard = time.monotonic()
+
+    def _look_at(self, event: Event) -> None:
+        self.ending = event if isinstance(event, Ending) else None
+        if isinstance(event, Failed) and event.seq <= self._claim.job.retried_seq:
             self.ending = None  # its owner has had it tried again since then
+        step = getattr(event, "step", None)
+        self.step = self.step if step is None else max(step, 0)
+        if isinstance(event, Phase):
+            self.phase = event.phase

@@ -61,6 +61,11 @@ class Gpus:
             devices, self._free = self._free[: claim.gpus], self._free[claim.gpus :]
             return replace(claim, devices=tuple(devices))
 
+    def offer(self) -> Offer:
+        """What a job could be given now."""
+        with self._lock:
+            return Offer(self.queues, len(self.ids), len(self._free))
+
     def give_back(self, claim: Claim) -> None:
         """The job has left its GPUs."""
         with self._lock:

@@ -6,6 +6,8 @@ import threading
 import time
 from types import TracebackType
 
+from bridge_engine import failpoints
+from bridge_engine.lifeline import Deadline
 from service.settings import Settings
 from service.store import Claim, StaleAttempt, Store, StoreUnavailable
 from worker import log
@@ -20,7 +22,8 @@ class Lease:
 
     `lost` also becomes true by our own clock, when no renewal has come through for as long as a
     lease lasts: from then on another worker may own the job, whether or not we can reach the
-    database to hear of it. Who holds the lease must stop touching the run directory at once.
+    database to hear of it. Who holds the lease must stop touching the run directory at once. The
+    engine is held to the same moment by itself (`deadline`), should this process stand still.
     """
 
     def __init__(self, store: Store, claim: Claim, settings: Settings, *, since: float) -> None:
@@ -29,6 +32,8 @@ class Lease:
         self._settings = settings
         self._renewed = since
         """`time.monotonic()` from before the last renewal was asked for: the safe side."""
+        self.deadline = Deadline.create(since + settings.lease_seconds)
+        """The moment until when the job is certainly ours, for the engine to see."""
         self._fenced = False
         self._wanted = claim.job.wanted
         self._left = threading.Event()
@@ -56,6 +61,7 @@ class Lease:
     ) -> None:
         self._left.set()
         self._thread.join()
+        self.deadline.close()
 
     def _beat(self) -> None:
         job_id, attempt = self._claim.job.id, self._claim.attempt
@@ -66,15 +72,18 @@ class Lease:
             due = asked >= beat_at
             try:
                 if due:
+                    failpoints.reached("before_heartbeat")
                     beat_at = asked + every  # also after a beat that does not come through
                     self._wanted = self._store.heartbeat(
                         job_id, attempt, self._settings.lease_seconds
                     )
                     self._renewed = asked
+                    self.deadline.set(asked + self._settings.lease_seconds)
                 else:
                     self._wanted = self._store.wanted(job_id, attempt)
             except StaleAttempt:
                 self._fenced = True
+                self.deadline.set(0)
                 return
             except StoreUnavailable as error:
                 if due:

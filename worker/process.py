@@ -1,14 +1,16 @@
 """The engine as a process: started, asked to leave, made to leave.
 
-It leads a process group of its own, so that whatever it starts goes with it, and holds the read end
-of a pipe whose write end is ours: when this worker dies, however suddenly, the engine reads
-end-of-file and stops.
+It leads a process group of its own, and whatever it starts is found again by a word in its
+environment (`family`), so that all goes with it. It holds the read end of a pipe whose write end is
+ours: when this worker dies, however suddenly, the engine reads end-of-file and stops. And it sees
+the lease's deadline, and stops when that has passed (`bridge_engine.lifeline`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -17,7 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bridge_engine.lifeline import Deadline
 from service.store import breakdown
+from worker.family import WORD, end_family
 
 _OURS = (
     "BRIDGE_DATABASE_URL",
@@ -32,9 +36,11 @@ _OURS = (
 class Engine:
     """A running engine. Leaving the `with` block ends it and everything it started."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pipe: int, word: str) -> None:
         self._process = process
         self._pipe = pipe
+        self.word = word
+        """What the environment of all its processes carries: see `family`."""
         self._kill_at: float | None = None
         self._asked = False
 
@@ -46,15 +52,19 @@ class Engine:
         run: Path,
         *,
         lock: int,
+        deadline: Deadline,
         environment: Mapping[str, str],
     ) -> Engine:
-        """Starts `COMMAND run SPEC --dir RUN --parent-pipe FD`; its output goes to RUN/engine.log.
+        """Starts `COMMAND run SPEC --dir RUN --parent-pipe FD --deadline FD`; its output goes to
+        RUN/engine.log.
 
-        `lock` is the run directory's lock, which the engine holds together with us: see `rundir`.
+        `lock` is the run directory's lock, which passes to the engine: see `rundir`.
         """
         read, write = os.pipe()
+        word = secrets.token_hex(8)
         inherited = {k: v for k, v in os.environ.items() if k not in _OURS}
         arguments = ["run", str(spec), "--dir", str(run), "--parent-pipe", str(read)]
+        arguments += ["--deadline", str(deadline.descriptor)]
         try:
             with (run / "engine.log").open("ab") as output:
                 process = subprocess.Popen(
@@ -62,8 +72,8 @@ class Engine:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**inherited, "PYTHONUNBUFFERED": "1", **environment},
-                    pass_fds=(read, lock),
+                    env={**inherited, "PYTHONUNBUFFERED": "1", **environment, WORD: word},
+                    pass_fds=(read, lock, deadline.descriptor),
                     start_new_session=True,
                 )
         except BaseException:
@@ -71,7 +81,7 @@ class Engine:
             raise
         finally:
             os.close(read)
-        return cls(process, write)
+        return cls(process, write, word)
 
     @property
     def pid(self) -> int:
@@ -82,6 +92,11 @@ class Engine:
     def asked_to_stop(self) -> bool:
         """We have sent SIGTERM."""
         return self._asked
+
+    @property
+    def is_leaving(self) -> bool:
+        """It was told to leave, or has said that it does; the grace decides."""
+        return self._kill_at is not None
 
     def stop(self, grace_seconds: float) -> None:
         """Asks the engine to save and leave, once; kills it when the grace is over."""
@@ -105,8 +120,9 @@ class Engine:
             return None
 
     def kill(self) -> None:
-        """Ends the whole group at once."""
+        """Ends all of its processes at once."""
         self._signal(signal.SIGKILL)
+        end_family(self.word)
 
     def __enter__(self) -> Engine:
         return self
@@ -126,16 +142,23 @@ class Engine:
             os.killpg(self._process.pid, number)
 
 
-def death(returncode: int, log: Path) -> dict[str, Any]:
-    """The error of an engine that ended without a word, from its exit status and its last line."""
+def death(returncode: int, log: Path, *, memory_counted: bool) -> dict[str, Any]:
+    """The error of an engine that ended without a word, from its exit status and its last line.
+
+    `memory_counted`: the kernel was asked whether it killed for want of memory, and had not.
+    """
     last = _last_line(log)
     said = f" Its last line was: {last}" if last else ""
     if returncode == -signal.SIGKILL:
         return breakdown(
-            "oom",
+            "infra",
             "engine_killed",
-            "The engine was killed (signal 9), most likely because memory ran out; if it happens "
-            "again, lower rollout.batch_size or runtime.micro_batch, or take a smaller model."
+            "The engine was killed (signal 9), and not by this worker. "
+            + (
+                "The kernel counts no kill for want of memory."
+                if memory_counted
+                else "It may have been for want of memory: this system does not count such kills."
+            )
             + said,
         )
     if returncode < 0:

@@ -5,6 +5,7 @@
 
 A message is a hint that a job waits; it carries the job's id and nothing else. It is acknowledged
 when it is taken: what a lost worker leaves undone comes back through the database, not the broker.
+A worker that hears no more messages looks into the database itself (`lookout.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from service.store import Store
 from worker import log
 from worker.execute import execute_job
 from worker.gpus import Gpus
+from worker.lookout import Slots, look_out
 from worker.presence import worker_name
 from worker.serving import announced, lease_of
 
@@ -46,6 +48,7 @@ app.conf.update(
 _NAME = worker_name()
 _stop = threading.Event()
 _serving = ExitStack()
+_slots = Slots(get_settings().worker_slots)
 
 
 @lru_cache(maxsize=1)
@@ -62,8 +65,21 @@ def _gpus() -> Gpus:
 def run_job(job_id: str) -> None:
     """Runs the job if it still waits; a message too many does nothing.
 
-    If the database cannot be reached the message is lost, and the relay sends another one.
+    If the database cannot be reached the message is lost, and the relay sends another one. So it is
+    where the last free slot has gone to a job that the worker found by itself, and where the worker
+    leaves.
     """
+    _slots.heard()
+    if _stop.is_set():
+        return
+    with _slots.taken() as free:
+        if free:
+            _run(job_id)
+        else:
+            log.warning("no slot is free, message dropped", job=job_id)
+
+
+def _run(job_id: str) -> None:
     execute_job(
         job_id,
         store=_store(),
@@ -97,6 +113,8 @@ def _on_ready(sender: Any, **_: Any) -> None:
             lease=lease_of(settings),
         )
     )
+    _slots.limit(sender.controller.concurrency)  # --concurrency comes before the setting
+    look_out(_store, gpus, settings, _slots, _stop, _run)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
@@ -106,7 +124,9 @@ def _on_shutdown(**_: Any) -> None:
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
-def _on_shutdown_done(**_: Any) -> None:
+def _on_left(**_: Any) -> None:
+    """Celery knows nothing of jobs that we found by ourselves."""
+    _slots.wait_until_free(get_settings().grace_seconds * 2)
     _serving.close()
 
 

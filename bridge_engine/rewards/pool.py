@@ -29,6 +29,7 @@ MEMORY_BYTES = 1 << 30
 
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+    | {"BRIDGE_ENGINE_ID"}  # by which a worker finds what an engine left behind
 )
 """Environment variables a child is given."""
 

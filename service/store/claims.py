@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from service.store.database import Database, epoch_now
+from service.store.database import Database, epoch_now, long_ago
 from service.store.models import AttemptRow, JobRow, OutboxRow, ProjectRow
 from service.store.outbox import forget_messages
 from service.store.queues import (
@@ -80,6 +80,16 @@ class Claims(Database):
                 if claim := _claim(session, job_id, worker_id, lease_seconds, offer):
                     return claim
         return None
+
+    def overdue_job(self, seconds: float, offer: Offer = ANYTHING) -> str | None:
+        """The job whose turn it is, of those that the offer fits, if it has been queued for so
+        long already; only looked at."""
+        if not (wanted := offer.wanted):
+            return None
+        with self.read() as session:
+            job_id = session.scalar(next_queued(wanted))
+            waiting = select(JobRow.id).where(JobRow.id == job_id)
+            return session.scalar(waiting.where(long_ago(JobRow.queued_at, seconds)))
 
 
 def _claim(

@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     Connection,
     Dialect,
     Double,
@@ -23,13 +25,14 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    or_,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
@@ -38,6 +41,15 @@ from service.store.models import Row, UtcDateTime
 
 BUSY_SECONDS = 10
 """How long a SQLite writer waits for its turn, and a Postgres one for a lock."""
+
+_NOTICE_A_DEAD_NETWORK = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's: without them a cut cable holds a query, and whoever waits for it, for a quarter of an
+hour."""
 
 
 def database_url(url: str) -> str:
@@ -55,7 +67,9 @@ def create_database(url: str, **options: Any) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         if "options" not in parsed.query:
             settings = f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
-            options.setdefault("connect_args", {}).update(options=settings, connect_timeout=5)
+            options.setdefault("connect_args", {}).update(
+                options=settings, connect_timeout=5, **_NOTICE_A_DEAD_NETWORK
+            )
         return create_engine(parsed, pool_pre_ping=True, json_serializer=_dump, **options)
 
     engine = create_engine(
@@ -267,6 +281,12 @@ def _converter(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any]
     if isinstance(type_, UtcDateTime) and dialect.name == "sqlite":
         return type_.dialect_impl(dialect).bind_processor(dialect)
     return None
+
+
+def long_ago(moment: InstrumentedAttribute[Any], seconds: float) -> ColumnElement[bool]:
+    """Is it so long ago, or so far in the future: before somebody's clock was set back?"""
+    now, long = datetime.now(UTC), timedelta(seconds=seconds)
+    return or_(moment < now - long, moment > now + long)
 
 
 def upsert(session: Session, model: type[Row], rows: Sequence[dict[str, Any]]) -> None:

@@ -9,12 +9,12 @@ behind a thousand others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from service.store.database import Database
+from service.store.database import Database, long_ago
 from service.store.models import JobRow, OutboxRow
 from service.store.queues import NEEDS, QUEUES, next_queued
 
@@ -67,8 +67,7 @@ class Outbox(Database):
         the broker holds messages (`at_broker`, counted before this call). Which of them is lost
         cannot be told, so all the old ones go out again; a message too many does no harm.
         """
-        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        lost = OutboxRow.sent_at < before
+        lost = long_ago(OutboxRow.sent_at, older_than_seconds)
         with self.read() as session:
             if session.scalar(select(OutboxRow.id).where(lost).limit(1)) is None:
                 return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -79,6 +81,16 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Has the process ended (or will it, within the time)?"""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def ended(job: JobRow) -> bool:
@@ -185,7 +197,7 @@ def test_a_stopped_celery_worker_hands_its_job_back(
         with running(CELERY, environment, tmp_path / "celery.log") as worker:
             wait_until(store, job_id, lambda job: job.progress_step >= 3)
             worker.terminate()
-            assert worker.wait(15) == 0
+            assert worker.wait(60) == 0
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
         assert job.checkpoint_step == job.progress_step, "the engine has saved"
@@ -217,3 +229,87 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
     shown = tmp_path / "runs" / gpu / "devices"
     assert shown.read_text() == "3"
     assert store.live_workers() == [], "workers that have left are not counted on"
+
+
+def test_a_celery_worker_leaves_within_the_grace_and_leaves_nothing_running(
+    store: Store, environment: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=10, ignore_term=True, hang_at=2, child=True)
+    grace = {"BRIDGE_GRACE_SECONDS": "1"}
+    with running(RELAY, environment, tmp_path / "relay.log"):
+        with running(CELERY, environment | grace, tmp_path / "celery.log") as worker:
+            wait_until(store, job_id, lambda job: job.progress_step >= 2)
+            worker.terminate()
+            assert worker.wait(60) == 0
+        job = store.get_job(job_id)
+        assert (job.status, job.lost_attempts) == ("queued", 0)
+    for name in ("engine", "child"):
+        assert gone(int((tmp_path / "runs" / job_id / f"{name}.pid").read_text()))
+
+
+def test_jobs_run_although_the_broker_answers_nobody(
+    store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
+) -> None:
+    """Worker and relay are connected to it and live; no message comes through."""
+    log = tmp_path / "celery.log"
+    with ExitStack() as stack:
+        stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
+        silence = {"BRIDGE_SILENCE_SECONDS": "2"}
+        worker = stack.enter_context(running(CELERY, environment | silence, log))
+        assert wait_until(store, submit(store, steps=2), ended).attempt == 1
+        address = redis_url.removeprefix("redis://").partition("/")[0]
+        (server,) = (p for p in psutil.process_iter(["cmdline"]) if address in _words(p))
+        server.suspend()
+        try:
+            jobs = [submit(store, steps=8) for _ in range(2)]
+            for job_id in jobs:
+                assert wait_until(store, job_id, ended).status == "succeeded"
+                assert f"taking it from the database job={job_id}" in log.read_text()
+                assert len(store.attempts(job_id)) == 1
+        finally:
+            server.resume()
+        assert worker.poll() is None
+        later = submit(store, steps=2)
+        assert wait_until(store, later, ended).status == "succeeded"
+
+
+def _words(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or [])
+
+
+def test_a_worker_looks_for_jobs_with_free_slots_alone(
+    store: Store, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """No relay: there are no messages at all."""
+    jobs = [submit(store, steps=10_000, every=10_000) for _ in range(2)]
+    silence = {"BRIDGE_SILENCE_SECONDS": "0.5"}
+    log = tmp_path / "celery.log"
+    with running([*CELERY, "--concurrency", "1"], environment | silence, log) as worker:
+        wait_until(store, jobs[0], lambda job: job.progress_step >= 3)
+        time.sleep(2)
+        assert [store.get_job(job_id).status for job_id in jobs] == ["running", "queued"]
+        worker.terminate()
+        assert worker.wait(60) == 0
+        job = store.get_job(jobs[0])
+        assert (job.status, job.lost_attempts) == ("queued", 0), "handed back like any other"
+        assert job.checkpoint_step == job.progress_step
+
+
+def test_the_job_of_a_celery_worker_that_stands_still_goes_to_another(
+    store: Store, environment: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    with ExitStack() as stack:
+        stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
+        first = stack.enter_context(running(CELERY, environment, tmp_path / "first.log"))
+        wait_until(store, job_id, lambda job: job.progress_step >= 7)
+        engine = int((tmp_path / "runs" / job_id / "engine.pid").read_text())
+        first.send_signal(signal.SIGSTOP)
+        try:
+            stack.enter_context(running(CELERY, environment, tmp_path / "second.log"))
+            assert gone(engine, 30)
+            job = wait_until(store, job_id, ended)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert (job.status, job.attempt) == ("succeeded", 2)
+    assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 61)]

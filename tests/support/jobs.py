@@ -76,7 +76,7 @@ def checkpoint(step: int, accuracy: float | None = None) -> ev.Checkpoint:
 
 
 def wait_until(
-    store: Store, job_id: str, true: Callable[[JobRow], bool], seconds: float = 120
+    store: Store, job_id: str, true: Callable[[JobRow], bool], seconds: float = 180
 ) -> JobRow:
     """The job, once it is as it should be; fails with what it was last."""
     until = time.monotonic() + seconds

@@ -10,6 +10,8 @@ the job's name; all times in seconds:
     exit_at        leaves with status 3 and no word after this step, every time
     fail_at        reports figures that are not numbers, then an error, after this step
     hang_at        stops doing anything after this step
+    eat_at         takes memory after this step until there is none, every time
+    lose_at        reports that a rank was lost after this step, the first time it gets there
     ignore_term    does not hear SIGTERM
     weight_bytes   size of an adapter's weights, beyond a few (0)
     child          starts a child process of its own that would outlive it; its pid: RUN/child.pid
@@ -18,17 +20,18 @@ the job's name; all times in seconds:
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from bridge_engine import events as ev
+from bridge_engine import failpoints, lifeline
 from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder
 
 
@@ -96,6 +99,7 @@ class ScriptedEngine:
         publish(self.run / "adapters" / name, lambda folder: self._export(folder, step))
         publish(self.run / "checkpoints" / name, lambda folder: self._state(folder, step))
         prune(self.run / "checkpoints", self.keep)
+        failpoints.reached("between_checkpoint_and_row")
         weights = self.run / "adapters" / name / "adapter_model.safetensors"
         self.writer.emit(
             ev.Checkpoint(
@@ -139,19 +143,17 @@ class ScriptedEngine:
                 )
             )
             return ev.EXIT_FAILED
+        if script.get("lose_at") == step and not marker.exists():
+            marker.touch()
+            lost = {"category": "infra", "code": "rank_lost", "message": "rank 1 ended"}
+            self.writer.emit(ev.Failed(step=None, retryable=True, **lost))
+            return ev.EXIT_FAILED
+        eaten = []
+        while script.get("eat_at") == step:
+            eaten.append(b"x" * (1 << 22))
         while script.get("hang_at") == step:
             time.sleep(0.1)
         return None
-
-
-def leave_with_parent(pipe: int) -> None:
-    """Ends this process when the worker's end of the pipe closes."""
-
-    def watch() -> None:
-        os.read(pipe, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
@@ -160,6 +162,8 @@ if __name__ == "__main__":
     parser.add_argument("spec", type=Path)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--parent-pipe", type=int, required=True)
+    parser.add_argument("--deadline", type=int, required=True)
     given = parser.parse_args()
-    leave_with_parent(given.parent_pipe)
+    lifeline.hold(given.parent_pipe, given.deadline)
+    faulthandler.register(signal.SIGUSR1)
     raise SystemExit(ScriptedEngine(json.loads(given.spec.read_text()), given.dir).main())

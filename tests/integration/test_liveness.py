@@ -1,0 +1,363 @@
+"""What lives and does nothing, or works where it must not any more: each is found and ended.
+
+Real worker processes and a scripted engine; see `tests/faults` for all of it at random.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from bridge_engine import lifeline
+from bridge_engine.checkpoint import publish
+from bridge_engine.lifeline import Deadline
+from bridge_engine.spec import RuntimeSpec
+from service.settings import Settings
+from service.store import Store
+from service.store.models import JobRow, OutboxRow
+from tests.integration.test_torchrun import ENGINE as RANK_ENGINE
+from tests.integration.test_torchrun import SPEC as RANK_SPEC
+from tests.integration.test_worker import (
+    REPOSITORY,
+    Start,
+    assert_complete,
+    at_step,
+    ended,
+    freeze,
+    gone,
+    home,
+    pid_of,
+    start,
+    store,
+)
+from tests.support.jobs import spec, submit, wait_until
+from worker.execute import execute_job
+from worker.family import WORD, family
+from worker.forward import Forwarder
+from worker.rundir import RUN_LOCK
+
+__all__ = ["home", "start", "store"]  # fixtures of the worker's tests
+
+BUSY = {"LEASE_SECONDS": 6, "HEARTBEAT_SECONDS": 0.5}
+"""A lease that a worker keeps also where the machine has little time for it."""
+
+# ------------------------------------------------------------------ the engine's deadline
+
+
+class Alone:
+    """A scripted engine that this test is the worker of."""
+
+    def __init__(self, run: Path, **script: object) -> None:
+        self.run = run
+        run.mkdir()
+        path = run / "spec.json"
+        path.write_text(spec(steps=10_000, every=10_000, **script).model_dump_json())
+        self.deadline = Deadline.create(time.monotonic() + 1000)
+        read, self.pipe = os.pipe()
+        arguments = ["run", str(path), "--dir", str(run), "--parent-pipe", str(read)]
+        arguments += ["--deadline", str(self.deadline.descriptor)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.scripted_engine", *arguments],
+            cwd=REPOSITORY,
+            pass_fds=(read, self.deadline.descriptor),
+            start_new_session=True,
+        )
+        os.close(read)
+        self.events = run / "events.jsonl"
+        until = time.monotonic() + 60
+        while not self.events.exists() or self.events.read_text().count("metric") < 3:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.pipe)
+        self.deadline.close()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Alone]:
+    engine = Alone(tmp_path / "run", child=True)
+    yield engine
+    engine.close()
+
+
+def test_an_engine_ends_with_all_it_started_when_its_deadline_passes(alone: Alone) -> None:
+    alone.deadline.set(time.monotonic() + 2)
+    time.sleep(1)
+    assert alone.process.poll() is None, "not before"
+    assert alone.process.wait(20) != 0
+    assert gone(int((alone.run / "child.pid").read_text()))
+
+
+def test_an_engine_that_wakes_after_its_deadline_writes_nothing(alone: Alone) -> None:
+    alone.process.send_signal(signal.SIGSTOP)
+    os.waitpid(alone.process.pid, os.WUNTRACED)
+    written = alone.events.read_bytes()
+    alone.deadline.set(0)
+    alone.process.send_signal(signal.SIGCONT)
+    alone.process.wait(20)
+    assert alone.events.read_bytes() == written
+
+
+def test_no_checkpoint_is_published_after_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadline = Deadline.create(time.monotonic() + 1000)
+    monkeypatch.setattr(lifeline, "_deadline", deadline)
+    monkeypatch.setattr(lifeline, "_leave", lambda why: sys.exit(why))
+
+    def late(folder: Path) -> None:
+        (folder / "state.json").write_text("{}")
+        deadline.set(0)
+
+    with pytest.raises(SystemExit):
+        publish(tmp_path / "step-000001", late)
+    assert not (tmp_path / "step-000001").exists()
+
+
+def test_the_job_of_a_worker_that_stands_still_is_finished_by_another(
+    store: Store, start: Start, home: Path
+) -> None:
+    """The first worker never wakes up; its engine knows by itself when it must go."""
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    first = start(**BUSY)
+    wait_until(store, job_id, at_step(6))
+    engine = pid_of(home, job_id)
+    freeze(first, home)
+    start(**BUSY)
+    assert gone(engine, seconds=60)
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert_complete(store, job_id, 60)
+
+
+# ------------------------------------------------------------------ orphans
+
+
+def test_an_orphan_that_stands_still_is_ended_and_named(
+    store: Store, start: Start, home: Path
+) -> None:
+    """It cannot hear that its worker is dead, and holds the run directory."""
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, child=True)
+    first = start()
+    wait_until(store, job_id, at_step(6))
+    orphan, child = pid_of(home, job_id), pid_of(home, job_id, "child")
+    os.killpg(orphan, signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    start(**BUSY)
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert gone(orphan)
+    assert gone(child)
+    logs = [e.data["message"] for e in store.events_after(job_id, limit=1000) if e.type == "log"]
+    assert any(f"pid {orphan} on " in message and "was ended" in message for message in logs)
+    assert f"pid {orphan} on " in (home / "worker.log").read_text()
+    assert_complete(store, job_id, 60)
+
+
+# ------------------------------------------------------------------ stalls
+
+
+def test_an_engine_that_hangs_is_asked_where_ended_and_gone_on_from_its_checkpoint(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=10, every=4, hang_at=6)
+    start(**BUSY, STALL_SECONDS=8, MAX_ATTEMPTS=2)
+    job = wait_until(store, job_id, ended)
+    assert job.error
+    assert (job.status, job.attempt) == ("failed", 2)
+    assert (job.error["category"], job.error["code"]) == ("infra", "engine_stalled")
+    assert "at step 6 in phase training" in job.error["message"]
+    assert " in _misbehave ← scripted_engine.py:" in job.error["message"]
+    assert "most recent call first" in (home / "runs" / job_id / "engine.log").read_text()
+    (resumed,) = (e.step for e in store.events_after(job_id, limit=1000) if e.type == "resume")
+    assert resumed == 4
+    assert gone(pid_of(home, job_id))
+
+
+def test_a_spec_says_how_long_its_steps_may_take(store: Store, start: Start) -> None:
+    given = spec(steps=3, step_seconds=6)
+    patient = given.model_copy(update={"runtime": RuntimeSpec(stall_seconds=1000)})
+    job, _ = store.create_job(patient, total_steps=3)
+    start(STALL_SECONDS=4)
+    found = wait_until(store, job.id, ended)
+    assert (found.status, found.attempt) == ("succeeded", 1)
+
+
+def test_a_rank_that_stands_still_is_found_named_and_ended(
+    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real engines under torchrun, in a collective that will never end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    stopped, silence = threading.Event(), Forwarder.silence
+    monkeypatch.setattr(
+        Forwarder, "silence", lambda self: silence(self) * (1000 if stopped.is_set() else 0)
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    settings = Settings(
+        home=home,
+        engine_command=[*torchrun, "--nproc-per-node=2", str(RANK_ENGINE)],
+        stall_seconds=3000,
+        max_attempts=1,
+    )
+    ranked = type(spec()).model_validate({**RANK_SPEC, "steps": 10_000})
+    job, _ = store.create_job(ranked, total_steps=10_000)
+    monkeypatch.setattr(store, "max_attempts", 1)
+    options = {"store": store, "settings": settings, "worker_id": "w", "stop": threading.Event()}
+    thread = threading.Thread(target=execute_job, args=(job.id,), kwargs=options)
+    thread.start()
+    wait_until(store, job.id, at_step(1), seconds=200)
+    ranks = {p.environ()["RANK"]: p for p in everything_of(job.id) if "RANK" in p.environ()}
+    assert set(ranks) == {"0", "1"}
+    family_of_job = everything_of(job.id)
+    ranks["1"].suspend()
+    stopped.set()
+    thread.join(120)
+    error = store.get_job(job.id).error
+    assert error
+    assert error["code"] == "engine_stalled"
+    assert f"pid {ranks['1'].pid} is stopped" in error["message"]
+    assert f"pid {ranks['0'].pid} at " in error["message"]
+    assert all(gone(process.pid) for process in family_of_job)
+
+
+def everything_of(job_id: str) -> list:
+    """All processes of the engines that this process has started for the job."""
+    import psutil
+
+    words = set()
+    for process in psutil.process_iter():
+        try:
+            if any(job_id in word for word in process.cmdline()):
+                words.add(process.environ().get(WORD))
+        except psutil.Error:
+            continue
+    return [process for word in words if word for process in family(word)]
+
+
+# ------------------------------------------------------------------ clocks
+
+
+def test_a_clock_that_was_set_back_hides_no_waiting_job(store: Store) -> None:
+    """Its message was sent, it seems, tomorrow."""
+    job_id, tomorrow = submit(store), datetime.now(UTC) + timedelta(days=1)
+    (message,) = store.outbox_batch()
+    with store.write() as session:
+        session.execute(update(OutboxRow).values(sent_at=tomorrow))
+        session.execute(update(JobRow).values(queued_at=tomorrow))
+    assert store.overdue_job(60) == job_id
+    assert store.resend_unclaimed(30) == 1
+    assert [again.id for again in store.outbox_batch()] == [message.id]
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 200 MB."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    group = (root / "memory" if old else root) / f"bridge-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = "memory.limit_in_bytes" if old else "memory.max"
+        (group / limit).write_text(str(200 << 20))
+    except OSError as error:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"cannot make a control group with a limit of memory: {error}")
+    yield group
+    until = time.monotonic() + 20
+    while True:
+        try:
+            group.rmdir()
+            return
+        except OSError:  # the worker is still in it
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def start_in_group(small_group: Path, start: Start) -> Callable[..., None]:
+    def begin(**settings: object) -> None:
+        worker = start(**settings)
+        (small_group / "cgroup.procs").write_text(str(worker.pid))
+
+    return begin
+
+
+def test_an_engine_that_the_kernel_killed_for_memory_fails_its_job_with_what_to_lower(
+    store: Store, start_in_group: Callable[..., None]
+) -> None:
+    start_in_group(**BUSY)
+    time.sleep(1)  # the worker belongs to the group before its engine is started
+    job_id = submit(store, steps=9, every=2, eat_at=5)
+    job = wait_until(store, job_id, ended)
+    assert job.error
+    tries = [(a.outcome, a.error) for a in store.attempts(job_id)]
+    assert (job.status, len(tries)) == ("failed", 1), tries
+    assert (job.error["category"], job.error["code"]) == ("oom", "out_of_memory")
+    assert job.error["param"] == "runtime.micro_batch"
+    assert "runtime.micro_batch: lower it (now 64)" in job.error["message"]
+
+
+def test_a_lost_rank_is_tried_again(store: Store, start: Start) -> None:
+    job_id = submit(store, steps=10, every=4, lose_at=6)
+    start()
+    job = wait_until(store, job_id, ended)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    first, _ = store.attempts(job_id)
+    assert first.error
+    assert first.error["code"] == "rank_lost"
+    assert_complete(store, job_id, 10)
+
+
+# ------------------------------------------------------------------ leaving
+
+
+def test_a_worker_leaves_within_the_grace_whatever_its_engine_does(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=10, ignore_term=True, hang_at=2, child=True)
+    worker = start(GRACE_SECONDS=1)
+    wait_until(store, job_id, at_step(2))
+    worker.terminate()
+    assert worker.wait(60) == 0
+    job = store.get_job(job_id)
+    assert (job.status, job.lost_attempts) == ("queued", 0)
+    assert gone(pid_of(home, job_id))
+    assert gone(pid_of(home, job_id, "child"))
+
+
+def test_a_worker_that_waits_for_a_run_directory_leaves_when_it_is_told_to(
+    store: Store, start: Start, home: Path
+) -> None:
+    import fcntl
+
+    job_id = submit(store)
+    (home / "runs" / job_id).mkdir(parents=True)
+    with (home / "runs" / job_id / RUN_LOCK).open("w") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        worker = start(GRACE_SECONDS=600)
+        wait_until(store, job_id, lambda job: job.status == "running")
+        time.sleep(1)
+        worker.terminate()
+        assert worker.wait(60) == 0
+    job = store.get_job(job_id)
+    assert (job.status, job.lost_attempts) == ("queued", 0)
