@@ -288,6 +288,19 @@ def generate(**body: Any) -> Call[models.Generation]:
     return Call("POST", "/generate", _one(models.Generation), json=known, timeout=GENERATE_TIMEOUT)
 
 
+def aliases() -> Call[list[models.Alias]]:
+    return Call("GET", "/adapters/aliases", _data(models.Alias))
+
+
+def set_alias(name: str, adapter: str) -> Call[models.Alias]:
+    path = f"/adapters/aliases/{_segment(name)}"
+    return Call("PUT", path, _one(models.Alias), json={"adapter": adapter})
+
+
+def delete_alias(name: str) -> Call[None]:
+    return Call("DELETE", f"/adapters/aliases/{_segment(name)}", lambda r: None)
+
+
 @contextmanager
 def progress_for(
     job: models.Job, progress: bool | Callable[[models.Event], object]

@@ -201,6 +201,8 @@ class Choice(Record):
     index: int = 0
     text: str = ""
     finish_reason: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    """Where asked for: {token, logprob, bytes, top_logprobs} of each token."""
 
 
 class Generation(Record):
@@ -217,6 +219,20 @@ class Generation(Record):
     def text(self) -> str:
         """The first answer."""
         return self.choices[0].text if self.choices else ""
+
+
+class GenerationChunk(Generation):
+    """What was written since the chunk before; `usage` comes with none."""
+
+
+class Alias(Record):
+    """A name of your own for an adapter."""
+
+    name: str
+    adapter: str
+    """The immutable name it stands for."""
+    created_at: str | None = None
+    updated_at: str | None = None
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -16,6 +16,7 @@ from service.store.ids import new_id
 from service.store.leases import Claim
 from service.store.models import (
     AdapterRow,
+    AliasRow,
     AttemptRow,
     CheckpointRow,
     DatasetRow,
@@ -33,6 +34,7 @@ __all__ = [
     "TERMINAL",
     "TRANSITIONS",
     "AdapterRow",
+    "AliasRow",
     "AttemptRow",
     "CheckpointRow",
     "Claim",
