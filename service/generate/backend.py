@@ -6,7 +6,9 @@ the request's own fault (404, 422), or the backend's (502, 504).
 
 from __future__ import annotations
 
+import asyncio
 import json
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,21 +40,32 @@ class LoadFailed(Exception):
 
 
 class InferenceBackend:
-    """A client of one inference server, for one event loop. Waiting for it costs no thread."""
+    """A client of one inference server. Waiting for it costs no thread."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = url
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            # A loopback address must never be sent through a proxy of the environment.
-            trust_env=False,
-            transport=transport,
+        self._transport = transport
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+            weakref.WeakKeyDictionary()
         )
 
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        """The running event loop's own client: connections cannot be shared between loops."""
+        loop = asyncio.get_running_loop()
+        if (client := self._clients.get(loop)) is None:
+            client = self._clients[loop] = httpx.AsyncClient(
+                base_url=self.url,
+                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                # A loopback address must never be sent through a proxy of the environment.
+                trust_env=False,
+                transport=self._transport,
+            )
+        return client
+
     async def close(self) -> None:
-        """Closes the connections kept open."""
+        """Closes the connections that the running event loop keeps open."""
         await self._http.aclose()
 
     async def healthy(self) -> bool:

@@ -47,7 +47,8 @@ def _entries(logprobs: Mapping[str, Any] | None) -> list[Entry]:
 
 
 def _entry(token: str, logprob: float | None) -> Entry:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    told = None if "\N{REPLACEMENT CHARACTER}" in token else list(token.encode())
+    return {"token": token, "logprob": logprob, "bytes": told}
 
 
 def chat_choice(piece: Piece, *, streamed: bool, logprobs: bool) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def inference() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two random adapters of bridge-tiny, `one` and `two`, as PEFT saves them."""
+    """Two random adapters of bridge-tiny, `one` and `two`."""
     from tests.api.house import random_adapter
 
     return {

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -62,22 +61,37 @@ def inference_process(**env: str) -> Iterator[str]:
         process.wait(60)
 
 
-def random_adapter(folder: Path, seed: int, targets: str = "all-linear") -> Path:
-    """An adapter of bridge-tiny with weights that change every answer, as PEFT saves it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+def random_adapter(folder: Path, seed: int) -> Path:
+    """An adapter of all of bridge-tiny's linear layers with weights that change every answer, in
+    PEFT's format (`tests/unit/test_continuous_batching.py` has those that PEFT itself saved)."""
+    import numpy as np
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
 
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model("bridge-tiny").path)
-    config = LoraConfig(r=RANK, target_modules=targets, task_type="CAUSAL_LM")
-    tuned: Any = get_peft_model(model, config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for key, weight in tuned.named_parameters():
-            if "lora_" in key:
-                weight.normal_(std=0.3)
-    tuned.save_pretrained(folder)
+    base = resolve_model("bridge-tiny").path
+    assert base is not None
+    rng = np.random.default_rng(seed)
+    tensors, targets = {}, set()
+    with safe_open(base / "model.safetensors", framework="np") as weights:
+        for key in weights.keys():  # noqa: SIM118 - not a mapping
+            path, _, leaf = key.rpartition(".")
+            name = path.rpartition(".")[2]
+            if leaf != "weight" or not name.endswith("_proj"):
+                continue
+            out, into = weights.get_slice(key).get_shape()
+            targets.add(name)
+            for matrix, shape in (("A", (RANK, into)), ("B", (out, RANK))):
+                drawn = rng.normal(scale=0.3, size=shape).astype(np.float32)
+                tensors[f"base_model.model.{path}.lora_{matrix}.weight"] = drawn
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "target_modules": sorted(targets),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     card = {"base_model": "bridge-tiny", "template": {"kind": "plain", "suffix": "?"}}
     (folder / "bridge.json").write_text(json.dumps(card))
     return folder

