@@ -38,15 +38,19 @@ def start_inference(port: int, **env: str) -> subprocess.Popen[bytes]:
     """`python -m inference`, once it answers."""
     command = [sys.executable, "-m", "inference", "--port", str(port)]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
-    deadline = time.monotonic() + 240  # on a busy machine importing torch takes minutes
-    while True:
-        try:
-            assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).is_success
-            return process
-        except httpx.TransportError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    deadline = time.monotonic() + 500  # on a busy machine importing torch takes minutes
+    try:
+        while True:
+            try:
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).is_success
+                return process
+            except httpx.TransportError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    except BaseException:
+        process.kill()
+        raise
 
 
 @contextmanager

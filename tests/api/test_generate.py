@@ -22,7 +22,7 @@ from tests.api.conftest import BRIDGE, connect, problem
 from tests.api.house import KEPT, House
 
 PROMPT = "12+3-5?"
-pytestmark = pytest.mark.timeout(600)  # the first of them waits for inference to start
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
 _turn = {"role": "user", "content": "1+1?"}
 
 

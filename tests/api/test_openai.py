@@ -24,7 +24,7 @@ from service.store import Store
 from tests.api.house import House, free_port, start_inference
 
 PROMPT = "12+3-5?"
-pytestmark = pytest.mark.timeout(600)  # the first of them waits for inference to start
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
 
 
 class Service:
