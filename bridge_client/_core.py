@@ -348,6 +348,19 @@ def grade(items: list[dict[str, Any]], grader: str | dict[str, Any] | None) -> C
     return Call("POST", "/graders/run", _one(models.Grades), json=body, timeout=GRADE_TIMEOUT)
 
 
+def aliases() -> Call[list[models.Alias]]:
+    return Call("GET", "/adapters/aliases", _data(models.Alias))
+
+
+def set_alias(name: str, adapter: str) -> Call[models.Alias]:
+    path = f"/adapters/aliases/{_segment(name)}"
+    return Call("PUT", path, _one(models.Alias), json={"adapter": adapter})
+
+
+def delete_alias(name: str) -> Call[None]:
+    return Call("DELETE", f"/adapters/aliases/{_segment(name)}", lambda r: None)
+
+
 @contextmanager
 def progress_for(
     job: models.Job, progress: bool | Callable[[models.Event], object]

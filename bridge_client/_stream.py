@@ -15,7 +15,7 @@ import httpx
 
 from bridge_client import _core, models
 from bridge_client._core import RETRY_STATUSES, STREAM_TIMEOUT, jittered, lost
-from bridge_client.errors import APIStatusError, BridgeError
+from bridge_client.errors import APIStatusError, BridgeError, ConnectionError
 
 
 class Patience:
@@ -42,6 +42,38 @@ class Patience:
             raise lost(self._base_url, error) from error
         self._failures += 1
         return jittered(min(0.5 * 2**self._failures, 5.0))
+
+
+class Answer:
+    """Where a streamed generation is. Knows no sockets: both clients drive it."""
+
+    def __init__(self, body: dict[str, Any], base_url: str) -> None:
+        known = {key: value for key, value in body.items() if value is not None}
+        self.call = _core.generate(**known, stream=True)
+        self._base_url = base_url
+        self._done = False
+
+    def take(self, kind: str, data: str) -> models.GenerationChunk | None:
+        """The chunk of one server-sent message; None for one that is none. Raises APIStatusError
+        where the service says that it cannot go on."""
+        if data == "[DONE]":
+            self._done = True
+            return None
+        content = json.loads(data)
+        if kind == "error":
+            raise APIStatusError(int(content.get("status") or 502), content)
+        return models.GenerationChunk.model_validate(content)
+
+    def closed(self, error: Exception | None = None) -> None:
+        """The connection has ended. Raises ConnectionError unless all had come."""
+        if not self._done:
+            cause = _core.describe(error) if error else "closed early"
+            raise ConnectionError(
+                self._base_url,
+                cause,
+                f"the connection to {self._base_url} ended in the middle of the answer ({cause}); "
+                "what came is not whole: ask again",
+            )
 
 
 class Cursor:

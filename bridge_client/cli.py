@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from bridge_client import hints, output
 from bridge_client._core import default_url
+from bridge_client.cli_chat import chat
 from bridge_client.cli_control import projects
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
 from bridge_client.errors import (
@@ -195,6 +196,35 @@ def generate(
         output.print_json(answer)
     else:
         output.show_generation(answer)
+
+
+app.command()(chat)
+
+
+@app.command()
+def alias(
+    context: typer.Context,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="A name of your own; without it all of them are listed."),
+    ] = None,
+    adapter: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="The adapter it shall mean: JOB (its best), JOB@STEP, JOB@latest."),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Forget the name.")] = False,
+) -> None:
+    """Give an adapter a name of your own, move it to another, or list such names."""
+    client = connect(context)
+    if name is None:
+        rows = [[a.name, a.adapter, output.when(a.updated_at)] for a in client.aliases()]
+        output.table(["ALIAS", "ADAPTER", "SINCE"], rows)
+    elif delete and adapter is None:
+        client.delete_alias(name)
+    elif adapter is not None and not delete:
+        print(client.set_alias(name, adapter).adapter)
+    else:
+        raise typer.BadParameter("give an adapter, or --delete")
 
 
 @adapters.callback(invoke_without_command=True)

@@ -15,15 +15,17 @@ from httpx_sse import EventSource
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
 from bridge_client._download import Download
-from bridge_client._stream import BROKEN, Cursor, Patience
+from bridge_client._stream import BROKEN, Answer, Cursor, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
+    Alias,
     Checkpoint,
     Dataset,
     DryRun,
     Event,
     Generation,
+    GenerationChunk,
     Grades,
     Job,
     Metrics,
@@ -357,6 +359,7 @@ class Client:
         n: int | None = None,
         stop: str | list[str] | None = None,
         seed: int | None = None,
+        logprobs: int | None = None,
         raw: bool | None = None,
     ) -> Generation:
         """Lets a trained adapter (or a bare `model`) answer a prompt or a conversation.
@@ -365,3 +368,63 @@ class Client:
         """
         body = {key: value for key, value in locals().items() if key != "self"}
         return self._send(_core.generate(**body))
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        adapter: str | None = None,
+        model: str | None = None,
+        messages: list[dict[str, str]] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        n: int | None = None,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        raw: bool | None = None,
+    ) -> Iterator[GenerationChunk]:
+        """The same as it is written: chunks whose `text` together is the answer.
+
+        Where it breaks off it raises `ConnectionError`, or `APIStatusError` with the service's
+        reason; what came before is then not whole. Leaving the loop early stops the writing.
+        """
+        answer = Answer({k: v for k, v in locals().items() if k != "self"}, self.base_url)
+        retry = Retry(answer.call, self.base_url, self._retries)
+        while True:
+            delay: float | None
+            try:
+                with (
+                    answer.call.arguments() as arguments,
+                    self._http.stream("POST", answer.call.path, **arguments) as response,
+                ):
+                    if not response.is_success:
+                        response.read()
+                    if (delay := retry.after_response(response)) is None:
+                        check(response)
+                        for message in EventSource(response).iter_sse():
+                            if chunk := answer.take(message.event, message.data):
+                                yield chunk
+                        answer.closed()
+                        return
+            except (httpx.TransportError, httpx.StreamError) as error:
+                if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                    answer.closed(error)
+                    return
+                delay = retry.after_error(error)
+            time.sleep(delay)
+
+    # ------------------------------------------------------------------ aliases
+
+    def aliases(self) -> list[Alias]:
+        """Your own names for adapters."""
+        return self._send(_core.aliases())
+
+    def set_alias(self, name: str, adapter: str) -> Alias:
+        """Lets `name` mean the adapter that `adapter` means now, until it is set again."""
+        return self._send(_core.set_alias(name, adapter))
+
+    def delete_alias(self, name: str) -> None:
+        """Forgets the name; the adapter stays."""
+        self._send(_core.delete_alias(name))

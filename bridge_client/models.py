@@ -223,6 +223,8 @@ class Choice(Record):
     index: int = 0
     text: str = ""
     finish_reason: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    """Where asked for: {token, logprob, bytes, top_logprobs} of each token."""
 
 
 class Generation(Record):
@@ -263,6 +265,20 @@ class Grades(Record):
     right: int = 0
     wrong: int = 0
     unjudged: int = 0
+
+
+class GenerationChunk(Generation):
+    """What was written since the chunk before; `usage` comes with none."""
+
+
+class Alias(Record):
+    """A name of your own for an adapter."""
+
+    name: str
+    adapter: str
+    """The immutable name it stands for."""
+    created_at: str | None = None
+    updated_at: str | None = None
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -102,7 +102,9 @@ class Shape:
 
 
 def _entry(text: str, logprob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    # Part of a character cannot be told as text, and its bytes are the tokenizer's secret.
+    told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": told}
 
 
 def usage_of(generations: Sequence[Generation], completion_tokens: int) -> dict[str, int]:

@@ -3,6 +3,7 @@ processes of their own."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -17,12 +18,18 @@ from pydantic import BaseModel
 
 from bridge_engine.spec import JobSpec
 from service import errors, health
+from service.adapters import aliases
 from service.adapters import routes as adapters
+from service.adapters.aliases import AliasRequest
 from service.datasets import routes as datasets
 from service.datasets.upload import sweep
+from service.generate import openai
 from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
+from service.generate.controller import Controller
+from service.generate.openai_schemas import ChatRequest, CompletionRequest
 from service.generate.schemas import GenerateRequest
+from service.generate.serving import Serving
 from service.graders import routes as graders
 from service.graders.bench import GradingBench
 from service.graders.schemas import GradersRun
@@ -31,6 +38,7 @@ from service.jobs import routes as jobs
 from service.jobs.control import JobChanges
 from service.jobs.feed import Feeds
 from service.jobs.fork import ForkRequest
+from service.openai_errors import PREFIX, OpenAIError
 from service.origin import OriginMiddleware
 from service.parameters import known_parameters
 from service.projects import routes as projects
@@ -51,7 +59,7 @@ at fault, and the `request_id` to look for in the log.
 
 
 def create_app(
-    settings: Settings | None = None, *, inference_transport: httpx.BaseTransport | None = None
+    settings: Settings | None = None, *, inference_transport: httpx.AsyncBaseTransport | None = None
 ) -> FastAPI:
     """The application over the database the settings name, which must be migrated.
 
@@ -62,13 +70,16 @@ def create_app(
     os.environ["BRIDGE_UPLOADS_DIR"] = str(settings.datasets_dir)
     store = Store.from_settings(settings)
     inference = InferenceBackend(settings.inference_url, inference_transport)
+    controller = Controller(store, inference)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         sweep(settings.datasets_dir)
+        reconciling = asyncio.create_task(controller.run())
         yield
         app.state.stopping.set()
-        inference.close()
+        reconciling.cancel()
+        await inference.close()
         app.state.grading.close()
         store.close()
 
@@ -80,13 +91,17 @@ def create_app(
         openapi_tags=_TAGS,
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
+    app.state.serving, app.state.controller = Serving(store, settings, inference), controller
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
     app.state.grading = GradingBench()
     app.state.stopping = threading.Event()
     app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
-    for feature in (jobs, control, projects, datasets, graders, adapters, generate):
+    for feature in (
+        *(jobs, control, projects, datasets, graders),
+        *(aliases, adapters, generate, openai),
+    ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
@@ -100,12 +115,14 @@ _TAGS = [
     {"name": "graders", "description": "How answers are judged."},
     {"name": "adapters", "description": "What training leaves behind."},
     {"name": "generate", "description": "Ask a model."},
+    {"name": "openai", "description": "Ask a model as OpenAI's clients do."},
     {"name": "health", "description": "For whoever operates the service."},
 ]
 
 
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     *(JobSpec, GenerateRequest, ForkRequest, JobChanges, NewProject, ProjectChanges, GradersRun),
+    *(AliasRequest, ChatRequest, CompletionRequest, OpenAIError),
 )
 """Bodies that FastAPI does not see."""
 
@@ -126,19 +143,21 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
-            _only_problems(operation["responses"])
+            _one_error(operation["responses"], openai=path.startswith(PREFIX))
     app.openapi_schema = document
     return document
 
 
-def _only_problems(answers: dict[str, Any]) -> None:
+def _one_error(answers: dict[str, Any], *, openai: bool) -> None:
     """Errors have one media type, whatever FastAPI adds on its own account."""
+    name = "OpenAIError" if openai else "Problem"
+    media_type = "application/json" if openai else errors.MEDIA_TYPE
     for status, answer in answers.items():
         if status.isdecimal() and int(status) >= 400 and "content" in answer:
-            schema = {"$ref": "#/components/schemas/Problem"}
-            answer["content"] = {errors.MEDIA_TYPE: {"schema": schema}}
+            schema = {"$ref": f"#/components/schemas/{name}"}
+            answer["content"] = {media_type: {"schema": schema}}
 
 
 def _version() -> str:

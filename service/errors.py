@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridge_engine.spec_errors import FieldError
+from service import openai_errors
 from service.settings import Settings
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
 
@@ -173,6 +174,12 @@ def respond(request: Request, error: ApiError) -> JSONResponse:
         log.error("request %s: %s", _request_id(request.scope), error.detail)
         if not _asked_from_here(request):
             error.detail = error.outside
+    if request.url.path.startswith(openai_errors.PREFIX):
+        given = error.extra["param"]
+        status, answer = openai_errors.as_openai(
+            *(error.status, error.code, error.detail, given, _request_id(request.scope))
+        )
+        return JSONResponse(answer, status, error.headers)
     body = problem(error, _request_id(request.scope))
     return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
 

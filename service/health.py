@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Counter, GaugeMetricFamily, Histogram, Metric
 from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import SettingsDep
@@ -46,19 +47,19 @@ def healthz() -> dict[str, str]:
     summary="Ready",
     responses={503: {"description": "The database cannot be used; `checks` says why."}},
 )
-def readyz(request: Request, settings: SettingsDep) -> JSONResponse:
+async def readyz(request: Request, settings: SettingsDep) -> JSONResponse:
     """Can it take jobs? The database must answer and have this version's tables; without inference
     only /generate fails, so that check is told and not demanded."""
     checks = {"database": "ok", "inference": "ok"}
     try:
-        if not is_current(settings.database_url):
+        if not await run_in_threadpool(is_current, settings.database_url):
             checks["database"] = (
                 "its tables are not those of this version; run `python -m service migrate`"
             )
     except StoreUnavailable as error:
         log.warning("not ready: %s", error.message)
         checks["database"] = error.message if settings.on_loopback else trouble(error)
-    if not cast(InferenceBackend, request.app.state.inference).healthy():
+    if not await cast(InferenceBackend, request.app.state.inference).healthy():
         checks["inference"] = "unreachable"
     ready = checks["database"] == "ok"
     body = {"status": "ready" if ready else "not ready", "checks": checks}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bridge_engine.checkpoint import step_folder
 from bridge_engine.export.adapter import export_adapter, exported_rank
+from bridge_engine.export.canary import canary
 from bridge_engine.export.card import AdapterCard
 from bridge_engine.export.merged import export_merged
 from bridge_engine.export.svd import export_svd
@@ -82,6 +83,7 @@ def _adapter(
 ) -> tuple[str, float | None]:
     if policy.full:
         return export_svd(policy, names, folder, card)
+    card = replace(card, canary=canary(policy, names))
     return export_adapter(policy.adapters, names, folder, card), None
 
 

@@ -11,8 +11,8 @@ _SUGGESTED_FROM = 200
 
 
 def find_adapter(store: Store, name: str) -> AdapterRow:
-    """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest` or `JOB` means; `ApiError` 404 with the
-    nearest name where there is none."""
+    """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest`, `JOB` or an alias means; `ApiError`
+    404 with the nearest name where there is none."""
     try:
         return look_up(store, name)
     except NotFound as error:
@@ -36,6 +36,7 @@ def look_up(store: Store, name: str) -> AdapterRow:
 
 
 def newest(store: Store) -> list[str]:
-    """Names of the newest adapters, and of their jobs before them."""
+    """Aliases, and names of the newest adapters and of their jobs before them."""
     names = [row.name for row in store.adapters(limit=_SUGGESTED_FROM)[0]]
-    return [*dict.fromkeys(name.partition("@")[0] for name in names), *names]
+    aliases = [alias.name for alias in store.aliases()]
+    return [*aliases, *dict.fromkeys(name.partition("@")[0] for name in names), *names]

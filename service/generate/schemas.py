@@ -42,6 +42,10 @@ class GenerateRequest(BaseModel):
     """Texts that end a completion; they are not part of it."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     """The same seed gives the same completions."""
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probabilities of the tokens, and of this many of the likeliest at each place."""
+    stream: bool = False
+    """Send the text as it is written, as server-sent events."""
     raw: bool = False
     """Continue the prompt exactly as it is, without the template."""
 
@@ -63,6 +67,20 @@ def _impossible(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("impossible_combination", "{message}", context)
 
 
+class Likely(BaseModel):
+    """A token that was likely."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Likely):
+    """A token of the text, and the likeliest in its place."""
+
+    top_logprobs: list[Likely] = []
+
+
 class Choice(BaseModel):
     """One completion."""
 
@@ -72,6 +90,8 @@ class Choice(BaseModel):
     text: str
     finish_reason: Literal["stop", "length"]
     """`stop`: it ended by itself or at a stop text; `length`: it was cut at max_tokens."""
+    logprobs: list[TokenLogprob] | None = None
+    """Where they were asked for: the tokens of the text in order."""
 
 
 class Usage(BaseModel):
@@ -112,6 +132,10 @@ EXAMPLES = {
             "seed": 7,
             "max_tokens": 64,
         },
+    },
+    "stream": {
+        "summary": "As it is written",
+        "value": {"adapter": "job_01k0example", "prompt": "12+3-5?", "stream": True},
     },
     "base": {
         "summary": "The bare base model",

@@ -1,8 +1,8 @@
-"""From an adapter in the registry to an adapter that answers.
+"""From a name to a model that answers.
 
 The database knows what exists, the backend what is loaded; nothing is remembered here, so either
 may be restarted, and the backend may unload what it likes, at any time. An adapter is loaded when
-it is asked for and not there, and called `ready` only once it has written something.
+it is asked for and not there, and called `ready` only once its canary proved it.
 
 JOB@STEP is what people say, but not for ever the same bytes: a job that goes on from an earlier
 checkpoint on another machine may save the step again with other last digits. So the backend knows
@@ -11,10 +11,15 @@ an adapter by JOB@STEP and its weights' digest; it can never answer from weights
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import httpx
+from starlette.concurrency import run_in_threadpool
 
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
@@ -24,8 +29,7 @@ from service.adapters.names import find_adapter, look_up, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
-from service.generate.prompting import adapter_template, templated
-from service.generate.schemas import Choice, GenerateRequest, Generation, Usage
+from service.generate.canary import PATH, Canary, check_files
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
 
@@ -37,71 +41,27 @@ TRIES = 3
 _LISTED = 20
 """So many of the newest adapters are listed to somebody who named none."""
 
-
-def generate(
-    request: GenerateRequest, store: Store, settings: Settings, backend: InferenceBackend
-) -> Generation:
-    """Answers the request by the adapter or base model it names. Raises `ApiError`."""
-    if request.adapter is None:
-        assert request.model is not None  # the schema demands one of the two
-        if (adapter := _adapter_of(request.model, store)) is None:
-            return _by_base(request, request.model, backend)
-        return _by_adapter(request, adapter, store, settings, backend)
-    adapter = find_adapter(store, request.adapter)
-    if request.model is not None and request.model != adapter.base_model:
-        raise ApiError(
-            409,
-            "base_model_mismatch",
-            f"adapter {adapter.name} was trained on {adapter.base_model}, not on "
-            f"{request.model}; leave model out, or name that one",
-            param="model",
-            given=request.model,
-            allowed=[adapter.base_model],
-        )
-    return _by_adapter(request, adapter, store, settings, backend)
+Answer = TypeVar("Answer")
 
 
-def _adapter_of(model: str, store: Store) -> AdapterRow | None:
-    """The adapter a request's `model` names, None for a base model; `ApiError` 404 for neither."""
-    models = catalog.model_names()
-    if model in models or "/" in model:  # the latter is the hub's to know
-        return None
-    try:
-        return look_up(store, model)
-    except NotFound as error:
-        adapters = newest(store)
-        near = nearest_name(model, [*models, *adapters])
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ApiError(
-            404,
-            "unknown_model",
-            f"{model!r} is neither a base model ({', '.join(models)}, or owner/name on the Hugging "
-            f"Face hub) nor an adapter ({error.message}){hint}",
-            param="model",
-            given=model,
-            allowed=[*models, *adapters[:_LISTED]],
-            nearest=near,
-        ) from None
+@dataclass(frozen=True)
+class Target:
+    """Who answers."""
 
+    base_model: str
+    adapter: AdapterRow | None = None
+    folder: Path | None = None
+    """Where the adapter lies."""
 
-def _by_adapter(
-    request: GenerateRequest,
-    adapter: AdapterRow,
-    store: Store,
-    settings: Settings,
-    backend: InferenceBackend,
-) -> Generation:
-    try:
-        folder = adapter_folder(adapter, store, settings)
-    except Damaged as error:
-        raise _not_servable(adapter, error.message, store) from error
-    if request.prompt is not None and not request.raw:
-        content = templated(request.prompt, adapter_template(folder, adapter.template))
-    else:
-        content = _as_given(request)
-    body = {**_sampling(request), **content, "model": loaded_name(adapter)}
-    answer = _complete(adapter, folder, body, store, backend)
-    return _generation(answer, adapter.base_model, adapter.name)
+    @property
+    def name(self) -> str:
+        """The adapter's immutable name, or the base model's."""
+        return self.adapter.name if self.adapter else self.base_model
+
+    @property
+    def backend_name(self) -> str:
+        """What the backend calls it."""
+        return loaded_name(self.adapter) if self.adapter else self.base_model
 
 
 def loaded_name(adapter: AdapterRow) -> str:
@@ -109,33 +69,176 @@ def loaded_name(adapter: AdapterRow) -> str:
     return f"{adapter.name}:{adapter.sha256[:12]}"
 
 
-def _complete(
-    adapter: AdapterRow,
-    folder: Path,
-    body: dict[str, Any],
-    store: Store,
-    backend: InferenceBackend,
-) -> dict[str, Any]:
-    """The backend's answer; loads the adapter when it is new, or has been unloaded meanwhile."""
-    ready = adapter.status == "ready"
-    for _ in range(TRIES):
+class Serving:
+    """Answers by whatever model is named, and loads it first where it must be."""
+
+    def __init__(self, store: Store, settings: Settings, backend: InferenceBackend) -> None:
+        self.store, self.settings, self.backend = store, settings, backend
+        self._proving: dict[str, asyncio.Task[None]] = {}
+
+    # ------------------------------------------------------------------ names
+
+    async def target(self, adapter: str | None, model: str | None) -> Target:
+        """The adapter or base model that is named; `model` may name either. Raises `ApiError`: 404
+        with near names, 409 where the adapter belongs to another base than `model`."""
+        return await run_in_threadpool(self._target, adapter, model)
+
+    def _target(self, adapter: str | None, model: str | None) -> Target:
+        if adapter is None:
+            assert model is not None  # the schemas demand one of the two
+            row = self._adapter_called(model)
+            if row is None:
+                _check_base(model)
+                return Target(model)
+        else:
+            row = find_adapter(self.store, adapter)
+            if model is not None and model != row.base_model:
+                raise ApiError(
+                    409,
+                    "base_model_mismatch",
+                    f"adapter {row.name} was trained on {row.base_model}, not on {model}; leave "
+                    "model out, or name that one",
+                    param="model",
+                    given=model,
+                    allowed=[row.base_model],
+                )
         try:
-            if not ready:
-                _make_ready(adapter, folder, body, store, backend)
-            return backend.complete(_path(body), body)
-        except NotLoaded:
-            ready = False
-    raise ApiError(
-        503,
-        "inference_busy",
-        f"adapter {adapter.name} was loaded {TRIES} times and was unloaded each time before it "
-        "could answer: more adapters or base models are asked for at the same time than inference "
-        "keeps. Try again, or raise BRIDGE_INFERENCE_MAX_ADAPTERS or BRIDGE_INFERENCE_MAX_MODELS",
-        headers={"Retry-After": "2"},
-    )
+            folder = adapter_folder(row, self.store, self.settings)
+        except Damaged as error:
+            raise self._not_servable(row, error.message) from error
+        return Target(row.base_model, row, folder)
+
+    def _adapter_called(self, model: str) -> AdapterRow | None:
+        """The adapter a request's `model` names, None for a base model; 404 for neither."""
+        models = catalog.model_names()
+        if model in models or "/" in model:  # the latter is the hub's to know
+            return None
+        try:
+            return look_up(self.store, model)
+        except NotFound as error:
+            adapters = newest(self.store)
+            near = nearest_name(model, [*models, *adapters])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ApiError(
+                404,
+                "unknown_model",
+                f"{model!r} is neither a base model ({', '.join(models)}, or owner/name on the "
+                f"Hugging Face hub) nor an adapter ({error.message}){hint}",
+                param="model",
+                given=model,
+                allowed=[*models, *adapters[:_LISTED]],
+                nearest=near,
+            ) from None
+
+    # ------------------------------------------------------------------ answers
+
+    async def complete(self, target: Target, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The backend's whole answer."""
+        return await self._ask(target, path, body, self.backend.complete)
+
+    async def stream(self, target: Target, path: str, body: dict[str, Any]) -> httpx.Response:
+        """The backend's answer as an open stream."""
+        return await self._ask(target, path, body, self.backend.stream)
+
+    async def _ask(
+        self,
+        target: Target,
+        path: str,
+        body: dict[str, Any],
+        send: Callable[[str, dict[str, Any]], Awaitable[Answer]],
+    ) -> Answer:
+        """Loads the adapter when it is new, or has been unloaded meanwhile."""
+        body = {**body, "model": target.backend_name}
+        if target.adapter is None:
+            try:
+                return await send(path, body)
+            except NotLoaded as error:
+                raise ApiError(502, "inference_failed", error.message, param="model") from error
+        ready = target.adapter.status == "ready"
+        for _ in range(TRIES):
+            try:
+                if not ready:
+                    await self._proved(target, path, body)
+                return await send(path, body)
+            except NotLoaded:
+                ready = False
+        raise ApiError(
+            503,
+            "inference_busy",
+            f"adapter {target.name} was loaded {TRIES} times and was unloaded each time before it "
+            "could answer: more adapters or base models are asked for at the same time than "
+            "inference keeps. Try again, or raise BRIDGE_INFERENCE_MAX_ADAPTERS or "
+            "BRIDGE_INFERENCE_MAX_MODELS",
+            headers={"Retry-After": "2"},
+        )
+
+    async def _proved(self, target: Target, path: str, body: dict[str, Any]) -> None:
+        """Once the adapter is loaded and its canary has answered. Those who ask for it meanwhile
+        wait for the same, which goes on when they hang up."""
+        name = target.backend_name
+        task = self._proving.get(name)
+        if task is None:
+            task = self._proving[name] = asyncio.create_task(self._prove(target, path, body))
+            task.add_done_callback(lambda _: self._proving.pop(name, None))
+            await asyncio.shield(task)
+            return
+        try:
+            await asyncio.shield(task)
+        except ApiError as error:
+            if error.code == "cannot_generate":  # the fault of the other's prompt
+                raise NotLoaded(error.detail) from error
+            raise
+
+    async def _prove(self, target: Target, path: str, body: dict[str, Any]) -> None:
+        """Loads the adapter and compares it with its export. What it cannot do is noted in the
+        registry.
+
+        An adapter whose export noted no figures must write a few tokens behind the request's own
+        prompt, which every tokenizer is sure to know. Raises NotLoaded if it was unloaded in
+        between: that is not its own fault.
+        """
+        adapter, folder = target.adapter, target.folder
+        assert adapter is not None
+        assert folder is not None
+        try:
+            await run_in_threadpool(_check_files, adapter, folder)
+            await self.backend.load(loaded_name(adapter), folder, target.base_model, adapter.sha256)
+        except LoadFailed as error:
+            raise await run_in_threadpool(self._not_servable, adapter, error.message) from error
+        canary = await run_in_threadpool(Canary.of, folder)
+        try:
+            if canary is not None:
+                asked = canary.request(target.backend_name)
+                canary.compare(await self.backend.complete(PATH, asked))
+            else:
+                asked = {key: body[key] for key in body.keys() & {"model", "prompt", "messages"}}
+                asked |= {"max_tokens": CANARY_TOKENS, "temperature": 0.0}
+                await self.backend.complete(path, asked)
+        except ValueError as error:
+            await self.backend.unload(loaded_name(adapter))
+            raise await run_in_threadpool(self._not_servable, adapter, str(error)) from error
+        except ApiError as error:
+            fault = "cannot_generate" if canary else "inference_failed"
+            if error.code in (fault, "inference_failed"):
+                raise await run_in_threadpool(self._not_servable, adapter, error.detail) from error
+            raise  # too busy, or the prompt's own fault: says nothing about the adapter
+        if adapter.status != "ready":
+            await run_in_threadpool(self.store.mark_adapter, adapter.name, "ready")
+
+    def _not_servable(self, adapter: AdapterRow, reason: str) -> ApiError:
+        log.error("adapter %s cannot be served: %s", adapter.name, reason)
+        self.store.mark_adapter(adapter.name, "failed", reason)
+        return ApiError(
+            502,
+            "adapter_failed",
+            f"adapter {adapter.name} cannot be served: {reason}",
+            param="adapter",
+            given=adapter.name,
+            outside=f"adapter {adapter.name} cannot be served; the service's log says why",
+        )
 
 
-def _by_base(request: GenerateRequest, model: str, backend: InferenceBackend) -> Generation:
+def _check_base(model: str) -> None:
     try:
         catalog.resolve_model(model)
     except EngineError as error:
@@ -149,87 +252,17 @@ def _by_base(request: GenerateRequest, model: str, backend: InferenceBackend) ->
             given=model,
             allowed=names if status == 404 else None,
             nearest=nearest_name(model, names) if status == 404 else None,
+            headers={"Retry-After": "30"} if status == 503 else None,
             outside=f"{model} cannot be had now; see the service's log" if status == 503 else None,
         ) from None
-    content = _as_given(request)
-    body = {**_sampling(request), **content, "model": model}
-    try:
-        answer = backend.complete(_path(body), body)
-    except NotLoaded as error:
-        raise ApiError(502, "inference_failed", error.message, param="model") from error
-    return _generation(answer, model, None)
 
 
-def _make_ready(
-    adapter: AdapterRow,
-    folder: Path,
-    body: dict[str, Any],
-    store: Store,
-    backend: InferenceBackend,
-) -> None:
-    """Loads the adapter and has it write a few tokens. What it cannot do is noted in the registry.
-
-    The canary continues the request's own prompt: every tokenizer is sure to know it. Raises
-    NotLoaded if the adapter was unloaded in between: that is not its own fault.
-    """
+def _check_files(adapter: AdapterRow, folder: Path) -> None:
+    """Are they still those that were registered?"""
     try:
         check_weights(adapter, folder)
-        backend.load(loaded_name(adapter), folder, adapter.base_model)
-    except (Damaged, LoadFailed) as error:
-        raise _not_servable(adapter, error.message, store) from error
-    asked = {name: body[name] for name in body.keys() & {"model", "prompt", "messages"}}
-    canary = {**asked, "max_tokens": CANARY_TOKENS, "temperature": 0.0}
-    try:
-        backend.complete(_path(canary), canary)
-    except ApiError as error:
-        if error.code == "inference_failed":
-            raise _not_servable(adapter, error.detail, store) from error
-        raise  # too busy, or the prompt's own fault: says nothing about the adapter
-    if adapter.status != "ready":
-        store.mark_adapter(adapter.name, "ready")
-
-
-def _not_servable(adapter: AdapterRow, reason: str, store: Store) -> ApiError:
-    log.error("adapter %s cannot be served: %s", adapter.name, reason)
-    store.mark_adapter(adapter.name, "failed", reason)
-    return ApiError(
-        502,
-        "adapter_failed",
-        f"adapter {adapter.name} cannot be served: {reason}",
-        param="adapter",
-        given=adapter.name,
-        outside=f"adapter {adapter.name} cannot be served; the service's log says why",
-    )
-
-
-def _as_given(request: GenerateRequest) -> dict[str, Any]:
-    if request.messages is not None:
-        return {"messages": [message.model_dump() for message in request.messages]}
-    return {"prompt": request.prompt}
-
-
-def _path(body: dict[str, Any]) -> str:
-    return "/v1/chat/completions" if "messages" in body else "/v1/completions"
-
-
-def _sampling(request: GenerateRequest) -> dict[str, Any]:
-    names = {"max_tokens", "temperature", "top_p", "n", "stop", "seed"}
-    return request.model_dump(include=names, exclude_none=True)
-
-
-def _generation(answer: dict[str, Any], model: str, adapter: str | None) -> Generation:
-    choices = [
-        Choice(
-            index=choice["index"],
-            text=choice["text"] if "text" in choice else choice["message"]["content"],
-            finish_reason=choice["finish_reason"],
-        )
-        for choice in answer["choices"]
-    ]
-    return Generation(
-        id=f"gen_{uuid.uuid4().hex}",
-        adapter=adapter,
-        model=model,
-        choices=choices,
-        usage=Usage.model_validate(answer["usage"]),
-    )
+        check_files(adapter, folder)
+    except Damaged as error:
+        raise LoadFailed(error.message) from error
+    except ValueError as error:
+        raise LoadFailed(str(error)) from error

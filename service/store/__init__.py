@@ -17,6 +17,7 @@ from service.store.errors import (
 from service.store.ids import new_id
 from service.store.models import (
     AdapterRow,
+    AliasRow,
     ArtifactRow,
     AttemptRow,
     CheckpointRow,
@@ -40,6 +41,7 @@ __all__ = [
     "TERMINAL",
     "TRANSITIONS",
     "AdapterRow",
+    "AliasRow",
     "Artifact",
     "ArtifactRow",
     "AttemptRow",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 from sqlalchemy import select
@@ -10,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.store.database import Database, clean
 from service.store.errors import NotFound
-from service.store.models import AdapterRow, JobRow
+from service.store.models import AdapterRow, AliasRow, JobRow
 
 STUDENT = "-student"
 """Ends the name of the student without its teacher: `JOB@20-student`, `JOB@best-student`."""
@@ -22,6 +24,36 @@ _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 class Adapters(Database):
     """The part of the store that generation works with."""
+
+    def adapters_named(self, names: Sequence[str]) -> list[AdapterRow]:
+        """Those of these adapters, by their immutable names, that there are."""
+        with self.read() as session:
+            return list(session.scalars(select(AdapterRow).where(AdapterRow.name.in_(names))))
+
+    def aliases(self) -> list[AliasRow]:
+        """Every alias, by name."""
+        with self.read() as session:
+            return list(session.scalars(select(AliasRow).order_by(AliasRow.name)))
+
+    def set_alias(self, name: str, adapter: str) -> AliasRow:
+        """Lets `name` mean the adapter that `adapter` means now; raises NotFound. Whether the name
+        may be an alias is the caller's to know."""
+        with self.write() as session:
+            found = _named(session, adapter)
+            now = datetime.now(UTC)
+            alias = session.get(AliasRow, name)
+            if alias is None:
+                alias = AliasRow(name=name, created_at=now)
+                session.add(alias)
+            alias.adapter, alias.updated_at = found.name, now
+            return alias
+
+    def delete_alias(self, name: str) -> None:
+        """Forgets the alias; raises NotFound. The adapter stays."""
+        with self.write() as session:
+            if (alias := session.get(AliasRow, name)) is None:
+                raise NotFound("alias", name)
+            session.delete(alias)
 
     def adapters(
         self, job_id: str | None = None, after: str | None = None, limit: int = 100
@@ -72,6 +104,8 @@ class Adapters(Database):
 
 
 def _named(session: Session, name: str) -> AdapterRow:
+    if "@" not in name and (alias := session.get(AliasRow, name)) is not None:
+        name = alias.adapter
     job_id, _, which = name.partition("@")
     job = session.get(JobRow, job_id)
     if job is None or job.deleted_at is not None:

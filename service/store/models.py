@@ -383,6 +383,20 @@ class ArtifactRow(Row):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class AliasRow(Row):
+    """A user's own name for an adapter; it may be moved to another one."""
+
+    __tablename__ = "aliases"
+
+    name: Mapped[str] = mapped_column(String, primary_key=True)
+    adapter: Mapped[str] = mapped_column(
+        String, ForeignKey("adapters.name", ondelete="CASCADE"), index=True
+    )
+    """JOB@STEP."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class DatasetRow(Row):
     """An uploaded dataset."""
 

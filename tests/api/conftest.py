@@ -132,3 +132,23 @@ def problem(response: Any, status: int, code: str | None = None) -> dict[str, An
     if code is not None:
         assert body["code"] == code, body
     return body
+
+
+@pytest.fixture(scope="session")
+def inference() -> Iterator[str]:
+    """`python -m inference`; its address."""
+    from tests.api.house import KEPT, inference_process
+
+    with inference_process(BRIDGE_INFERENCE_MAX_ADAPTERS=str(KEPT)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two random adapters of bridge-tiny, `one` and `two`."""
+    from tests.api.house import random_adapter
+
+    return {
+        name: random_adapter(tmp_path_factory.mktemp(name), seed)
+        for seed, name in enumerate(("one", "two"))
+    }

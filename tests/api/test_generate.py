@@ -1,14 +1,9 @@
-"""POST /generate over the real inference process, the built-in model and adapters made by PEFT."""
+"""POST /generate over the real inference process, the built-in model and random adapters."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,69 +14,16 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from bridge_engine.catalog import resolve_model
-from bridge_engine.spec import TrainSpec
 from service.generate.routes import AT_ONCE
 from service.generate.serving import loaded_name
 from service.settings import Settings
 from service.store import Store
-from tests.api.conftest import BRIDGE, Worker, connect, problem
+from tests.api.conftest import BRIDGE, connect, problem
+from tests.api.house import KEPT, House
 
 PROMPT = "12+3-5?"
-KEPT = 3
-"""Adapters that the inference process keeps loaded."""
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
 _turn = {"role": "user", "content": "1+1?"}
-
-
-@pytest.fixture(scope="module")
-def inference() -> Iterator[str]:
-    """`python -m inference`; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "inference", "--port", str(port)]
-    given = {"OMP_NUM_THREADS": "1", "BRIDGE_INFERENCE_MAX_ADAPTERS": str(KEPT)}
-    process = subprocess.Popen(command, env=os.environ | given)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                assert httpx.get(f"{url}/health").is_success
-                break
-            except httpx.TransportError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two random adapters of bridge-tiny, `one` and `two`, as PEFT saves them."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(1)
-    folders = {}
-    for seed, name in enumerate(("one", "two")):
-        model = AutoModelForCausalLM.from_pretrained(resolve_model("bridge-tiny").path)
-        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        tuned: Any = get_peft_model(model, config)
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for key, weight in tuned.named_parameters():
-                if "lora_" in key:
-                    weight.normal_(std=0.3)
-        folders[name] = tmp_path_factory.mktemp(name)
-        tuned.save_pretrained(folders[name])
-        card = {"base_model": "bridge-tiny", "template": {"kind": "plain", "suffix": "?"}}
-        (folders[name] / "bridge.json").write_text(json.dumps(card))
-    return folders
 
 
 @pytest.fixture
@@ -89,29 +31,6 @@ def client(settings: Settings, inference: str) -> Iterator[TestClient]:
     served = settings.model_copy(update={"inference_url": inference})
     with connect(served) as client:
         yield client
-
-
-class House:
-    """A job whose checkpoints' adapters are really there."""
-
-    def __init__(self, settings: Settings, store: Store, weights: dict[str, Path]) -> None:
-        self.settings, self.store, self.weights = settings, store, weights
-        self.worker = Worker(store)
-        spec = TrainSpec.model_validate(BRIDGE)
-        self.job = store.create_job(spec, total_steps=10)[0].id
-        self.attempt = self.worker.claim(self.job)
-
-    def save(self, step: int, name: str, accuracy: float | None = None) -> Path:
-        event = self.worker.checkpoint(step, accuracy)
-        folder = self.settings.run_dir(self.job) / event.adapter
-        shutil.copytree(self.weights[name], folder)
-        content = (folder / "adapter_model.safetensors").read_bytes()
-        event.sha256 = hashlib.sha256(content).hexdigest()
-        self.worker.emit(self.job, self.attempt, event)
-        return folder
-
-    def status(self, step: int) -> str:
-        return self.store.adapter(f"{self.job}@{step}").status
 
 
 @pytest.fixture
@@ -245,7 +164,8 @@ def test_damaged_weights_are_refused_and_noted(client: TestClient, house: House)
 
 def test_adapter_that_does_not_load_is_noted_as_failed(client: TestClient, house: House) -> None:
     folder = house.save(2, "one")
-    config = json.loads((folder / "adapter_config.json").read_text()) | {"r": 5}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     body = problem(ask(client, adapter=house.job), 502, "adapter_failed")
     assert "does not fit" in body["detail"]
@@ -392,3 +312,132 @@ def test_slow_body_takes_no_generations_place(client: TestClient, http: httpx.Cl
     headers = {"Content-Type": "application/json"}
     assert http.post("/generate", content=slowly(), headers=headers).status_code == 200
     assert free == [AT_ONCE]
+
+
+def plain(text: str) -> str:
+    return "".join(letter for letter in text if letter.isascii())
+
+
+def events_of(response: Any) -> list[Any]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    assert found.pop() == "[DONE]"
+    return [json.loads(data) for data in found]
+
+
+def test_a_stream_says_in_pieces_what_the_answer_says_at_once(
+    client: TestClient, house: House
+) -> None:
+    house.save(2, "one")
+    wanted = {"adapter": house.job, "temperature": 1.0, "n": 2, "seed": 3, "logprobs": 2}
+    whole = ask(client, **wanted).json()
+    chunks = events_of(ask(client, stream=True, **wanted))
+    assert {chunk["adapter"] for chunk in chunks} == {f"{house.job}@2"}
+    for choice in whole["choices"]:
+        mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+        assert len(mine) > 2, "it came in pieces"
+        assert "".join(c["text"] for c in mine) == choice["text"]
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+        told = [entry for c in mine for entry in c["logprobs"] or []]
+        assert [e["token"] for e in told] == [e["token"] for e in choice["logprobs"]]
+        # a token may be part of a character: it has no text of its own
+        assert plain("".join(e["token"] for e in told)) == plain(choice["text"])
+        assert all(e["logprob"] <= e["top_logprobs"][0]["logprob"] for e in told)
+
+
+def test_a_prompt_at_fault_is_a_problem_even_where_a_stream_was_asked_for(
+    client: TestClient,
+) -> None:
+    refused = ask(client, model="bridge-tiny", prompt="1" * 5000, stream=True)
+    problem(refused, 422, "cannot_generate")
+
+
+def test_the_registrys_word_on_rank_and_base_is_checked(client: TestClient, house: House) -> None:
+    house.save(2, "one", rank=16)
+    assert "rank 4" in problem(ask(client, adapter=house.job), 502, "adapter_failed")["detail"]
+    folder = house.save(4, "one")
+    card = json.loads((folder / "bridge.json").read_text()) | {"base_model": "other"}
+    (folder / "bridge.json").write_text(json.dumps(card))
+    refused = problem(ask(client, adapter=f"{house.job}@4"), 502, "adapter_failed")
+    assert "trained on 'other'" in refused["detail"]
+
+
+def test_an_adapter_that_is_not_what_was_exported_is_never_ready(
+    client: TestClient, house: House, inference: str
+) -> None:
+    """Its canary: the log-probabilities of a fixed prompt, as they were at export."""
+    folder = house.save(2, "one")
+    assert text(ask(client, adapter=f"{house.job}@2"))
+    name = loaded_name(house.store.adapter(f"{house.job}@2"))
+    tokens = [5, 6, 7, 8, 9, 10]
+    echo = {"model": name, "prompt": tokens, "max_tokens": 1, "echo": True, "logprobs": 0}
+    answer = httpx.post(f"{inference}/v1/completions", json=echo).json()
+    logprobs = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(tokens)]
+    noted = {"tokens": tokens, "logprobs": logprobs, "dtype": "float32"}
+    card = json.loads((folder / "bridge.json").read_text())
+
+    for step, shift, code in ((4, 0.0, None), (6, 0.05, "adapter_failed")):
+        folder = house.save(step, "one")
+        figures = {**noted, "logprobs": [value + shift for value in logprobs]}
+        (folder / "bridge.json").write_text(json.dumps(card | {"canary": figures}))
+        response = ask(client, adapter=f"{house.job}@{step}")
+        if code is None:
+            assert text(response)
+            assert house.status(step) == "ready"
+        else:
+            assert "another policy" in problem(response, 502, code)["detail"]
+            assert house.status(step) == "failed"
+
+
+def test_aliases_mean_one_adapter_until_they_are_moved(client: TestClient, house: House) -> None:
+    house.save(2, "one", accuracy=0.9)
+    house.save(4, "two", accuracy=0.1)
+    put = client.put("/adapters/aliases/tutor", json={"adapter": f"{house.job}@best"})
+    assert put.status_code == 200, put.text
+    assert put.json()["adapter"] == f"{house.job}@2"
+    assert ask(client, adapter="tutor").json()["adapter"] == f"{house.job}@2"
+    assert client.get("/adapters/tutor").json()["name"] == f"{house.job}@2"
+    client.put("/adapters/aliases/tutor", json={"adapter": f"{house.job}@latest"})
+    assert ask(client, model="tutor").json()["adapter"] == f"{house.job}@4"
+    listed = client.get("/adapters/aliases").json()["data"]
+    assert [(a["name"], a["adapter"]) for a in listed] == [("tutor", f"{house.job}@4")]
+    near = problem(ask(client, adapter="tutr"), 404, "unknown_adapter")
+    assert near["nearest"] == "tutor"
+    assert client.delete("/adapters/aliases/tutor").status_code == 204
+    problem(ask(client, adapter="tutor"), 404, "unknown_adapter")
+    problem(client.delete("/adapters/aliases/tutor"), 404, "unknown_alias")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "code"),
+    [
+        ("bridge-tiny", {"adapter": "JOB"}, 409, "name_taken"),
+        ("job_mine", {"adapter": "JOB"}, 409, "name_taken"),
+        ("a@b", {"adapter": "JOB"}, 422, None),
+        ("mine", {"adapter": "nobody"}, 404, "unknown_adapter"),
+        ("mine", {}, 422, "missing"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_refused(
+    client: TestClient, house: House, name: str, body: dict[str, str], status: int, code: str
+) -> None:
+    house.save(2, "one")
+    body = {key: house.job if value == "JOB" else value for key, value in body.items()}
+    problem(client.put(f"/adapters/aliases/{name}", json=body), status, code)
+    assert client.get("/adapters/aliases").json()["data"] == []
+
+
+def test_what_the_registry_does_not_know_any_more_leaves_inference(
+    client: TestClient, house: House, inference: str
+) -> None:
+    house.save(2, "one")
+    assert text(ask(client, adapter=house.job))
+    old = loaded_name(house.store.adapter(f"{house.job}@2"))
+    shutil.rmtree(house.settings.run_dir(house.job) / "adapters")
+    house.save(2, "two")  # saved again with other bytes
+    controller = client.app.state.controller  # type: ignore[attr-defined]
+    dropped = client.portal.call(controller.reconcile)  # type: ignore[union-attr]
+    assert old in dropped
+    loaded = [card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]]
+    assert old not in loaded

@@ -333,7 +333,7 @@ def test_the_demo_says_so_when_the_service_that_runs_cannot_take_a_job(tmp_path:
 def test_every_command_explains_itself() -> None:
     for command in (
         [],
-        *(["up"], ["down"], ["demo"], ["generate"], ["adapters"], ["methods"]),
+        *(["up"], ["down"], ["demo"], ["generate"], ["adapters"], ["methods"], ["chat"], ["alias"]),
         *(["data", "upload"], ["data", "list"], ["jobs", "metrics"]),
         *(["jobs", name] for name in ("submit", "list", "show", "watch", "cancel", "logs")),
     ):

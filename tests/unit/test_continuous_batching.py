@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine.catalog import resolve_model
+from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.export.canary import canary
+from bridge_engine.policy import Policy
+from bridge_engine.spec import LoraSpec, RuntimeSpec
 from inference.batch import PREFILL, Batch
 from inference.errors import InferenceError
 from inference.lora import LoraWeights, read_lora
@@ -216,6 +221,43 @@ def test_echoed_log_probabilities_are_the_models_own(
         assert info.id == ids[place + 1]
         assert info.logprob == pytest.approx(float(logprobs[place, info.id]), abs=1e-4)
         assert info.top[0][1] == pytest.approx(float(logprobs[place].max()), abs=1e-4)
+
+
+def test_the_figures_of_an_export_are_what_serving_finds(
+    batch: Batch, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The canary: of the policy as it was trained, then of the adapter as it is served; and an
+    adapter of other weights is told apart."""
+    policy = Policy.load("bridge-tiny", LoraSpec(rank=4, alpha=8), RuntimeSpec(device="cpu"))
+    rng = torch.Generator().manual_seed(3)
+    for name in ("student", "teacher"):
+        policy.add(name, 0)
+        with torch.no_grad():
+            for parameter in policy.parameters(name):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
+    names = ("student", "teacher")
+    noted = canary(policy, names)
+    assert noted is not None
+    card = AdapterCard("bridge-tiny", "bridge", 1, 8, {"kind": "plain"}, 16, canary=noted)
+    export_adapter(policy.adapters, names, tmp_path / "a", card)
+    assert json.loads((tmp_path / "a" / "bridge.json").read_text())["canary"] == noted
+
+    def found(lora: LoraWeights | None) -> list[float]:
+        async def run() -> list[float]:
+            params = SamplingParams(1, logprobs=0, echo=True)
+            made = Generation(batch, lora, noted["tokens"], params)
+            batch.waiting.append(made)
+            while not batch.idle:
+                batch.advance(lambda g, update: g.report([update]))
+            await collected(made)
+            return [info.logprob for info in made.prompt_logprobs[1:] if info.logprob is not None]
+
+        return asyncio.run(run())
+
+    served = read_lora(tmp_path / "a", batch.routing.shapes, "cpu", torch.float32)
+    assert found(served) == pytest.approx(noted["logprobs"], abs=1e-4)
+    off = [abs(one - other) for one, other in zip(found(None), noted["logprobs"], strict=True)]
+    assert sum(off) / len(off) > 0.01
 
 
 def test_an_adapter_that_leads_to_nan_harms_itself_alone(

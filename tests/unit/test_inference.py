@@ -27,6 +27,7 @@ from bridge_engine.errors import EngineError
 from inference.app import create_app
 from inference.batch import Batch
 from inference.limits import Limits
+from inference.registry import _bytes_of
 
 ALPHABET = "0123456789+-*()=,#?"
 CONTEXT = 48
@@ -432,6 +433,40 @@ def test_the_base_not_asked_for_the_longest_makes_room_with_its_adapters(house: 
         assert text_of(complete(client, "J@1")) == reference(house, "plain", "one")
         load(client, "K@1", house / "other")
         assert text_of(complete(client, "K@1")) == reference(house, "chatty", "other")
+
+
+def test_what_a_request_uses_makes_no_room_until_it_has_ended(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=1, bases=1))
+    with serving(app) as client, ThreadPoolExecutor(3) as pool:
+        load(client, "J@1", house / "one")
+        held = Held(app, monkeypatch)
+        using = pool.submit(complete, client, "J@1")
+        held.waiting(1)
+        second = pool.submit(load, client, "J@2", house / "two")
+        other = pool.submit(complete, client, "chatty")
+        time.sleep(0.5)
+        assert not second.done()
+        assert not other.done()
+        assert loaded(client) == {"plain", "J@1"}
+        held.release()
+        assert text_of(using.result()) == reference(house, "plain", "one")
+        assert {second.result().status_code, other.result().status_code} == {200}
+
+
+def test_memory_bounds_what_is_loaded(house: Path) -> None:
+    size = _bytes_of(house / "plain", torch.float32)
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size * 3 // 2))
+    with serving(app) as client:
+        for name in ("plain", "chatty"):  # one fits, two do not
+            assert complete(client, name).status_code == 200
+            assert loaded(client) == {name}
+    small = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size - 1))
+    with serving(small) as client:
+        refused = complete(client, "plain")
+        assert refused.status_code == 400
+        assert "BRIDGE_INFERENCE_MEMORY_GB" in refused.json()["error"]["message"]
 
 
 def test_a_name_that_is_no_model_makes_nobody_leave(client: Any, house: Path) -> None:
