@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from bridge_engine.sharing import Sharing
 
 
+ENOUGH = 16
+"""Sequences that keep a processor busy: a pass over fewer costs more for each of them."""
+PADDING = 0.05
+"""Share of a micro-batch from which on it is worth two passes."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """A prompt and its completion, as token ids; the completion includes its EOS if it has one."""
@@ -87,7 +93,8 @@ def micro_batches(
     packed: bool = False,
     sharing: Sharing | None = None,
 ) -> Iterator[MicroBatch]:
-    """Splits into micro-batches of at most `size` sequences, by length so that little is padding.
+    """Splits into micro-batches of at most `size` sequences, by length so that little is padding:
+    where lengths differ much, into smaller ones.
 
     `packed` leaves no padding at all; with `sharing`, sequences of one prompt share it where that
     saves computing.
@@ -97,10 +104,26 @@ def micro_batches(
         groups, sequences = sharing.split(sequences, size)
     for chosen in _filled(sorted(groups, key=row_length), size):
         yield share(chosen, pad_id=pad_id, device=device)
-    ordered = sorted(sequences, key=len)
-    for start in range(0, len(ordered), size):
-        alone = ordered[start : start + size]
+    for alone in _of_like_length(sequences, size, padded=not packed):
         yield pack(alone, device=device) if packed else pad(alone, pad_id=pad_id, device=device)
+
+
+def _of_like_length(
+    sequences: Sequence[TokenSequence], size: int, *, padded: bool
+) -> Iterator[list[TokenSequence]]:
+    """The sequences by length, in stretches of at most `size`; if they are to be padded, a stretch
+    of `ENOUGH` ends where the next one would make more than `PADDING` of it padding."""
+    stretch: list[TokenSequence] = []
+    tokens = 0
+    for sequence in sorted(sequences, key=len):
+        count, tokens = len(stretch) + 1, tokens + len(sequence)
+        wasteful = padded and count > ENOUGH and tokens < (1 - PADDING) * count * len(sequence)
+        if stretch and (count > size or wasteful):
+            yield stretch
+            stretch, tokens = [], len(sequence)
+        stretch.append(sequence)
+    if stretch:
+        yield stretch
 
 
 def _filled(

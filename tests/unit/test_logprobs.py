@@ -224,6 +224,20 @@ def test_micro_batches_are_the_same_sequences_in_both_forms():
         assert packed.tokens_RL.numel() in (sum(ends[:3]), sum(ends[3:6]), ends[6])
 
 
+def test_lengths_that_differ_much_are_passed_apart_and_no_sequence_is_lost():
+    short, long = ([TokenSequence([2], [3] * n)] * 40 for n in (4, 60))
+    passes = list(micro_batches(short[:20] + long[:20], 64, pad_id=0, device=CPU))
+    assert [tuple(b.tokens_RL.shape) for b in passes] == [(20, 5), (20, 61)]
+    few = list(micro_batches(short[:8] + long[:8], 64, pad_id=0, device=CPU))
+    assert [len(b.mask_BT) for b in few] == [16], "two passes of a few cost more than padding"
+    alike = list(micro_batches(short, 64, pad_id=0, device=CPU))
+    assert [len(b.mask_BT) for b in alike] == [40]
+    mixed = random_sequences(50, seed=7)
+    passes = list(micro_batches(mixed, 32, pad_id=0, device=CPU))
+    assert all(len(b.mask_BT) <= 32 for b in passes)
+    assert sum(int(b.mask_BT.sum()) for b in passes) == sum(len(s.completion) for s in mixed)
+
+
 def test_a_model_whose_packed_sequences_see_one_another_is_refused():
     check_padding_free(family("Qwen2"))
     # an attention that transformers makes no mask for: plain causal over the whole row
