@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bridge_engine.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of
 from bridge_engine.events import EventReader, Log, parse
+from bridge_engine.initial_parameters import FOLDER
 from service.artifacts import ArtifactStore, Damaged, Stored
 from service.store import JobRow, Store
 from worker import log
@@ -33,6 +34,7 @@ def fetch(
 
     Raises EngineError (`artifacts_unavailable`, `disk_full`).
     """
+    _fetch_beginning(run, job, store, artifacts, patience)
     published = store.states(job.id)
     if _went_on_elsewhere(run / "events.jsonl", job.id, store):
         log.info("the run went on elsewhere, its directory here is cleared", job=job.id)
@@ -54,6 +56,19 @@ def fetch(
             text = f"checkpoint of step {row.step} was fetched from the artifact store"
             return [*notes, Log(message=text)]
     return notes
+
+
+def _fetch_beginning(
+    run: Path, job: JobRow, store: Store, artifacts: ArtifactStore, patience: Patience
+) -> None:
+    """The checkpoint of another job that this one starts from, where the spec names one."""
+    row = store.artifact(job.id, FOLDER) if job.spec.get("init") else None
+    if row is not None and not is_whole(run / FOLDER):
+        stored = Stored(row.prefix, row.sha256, row.bytes)
+        try:
+            patience(partial(artifacts.get, stored, run / FOLDER))
+        except Damaged as error:  # the engine says what this means for the job
+            log.warning("what the job starts from is damaged", job=job.id, because=error.message)
 
 
 def _went_on_elsewhere(path: Path, job_id: str, store: Store) -> bool:

@@ -1,5 +1,8 @@
 """A job that starts from another one's checkpoint: which checkpoint, whether it fits, and a copy.
 
+With an artifact store, the checkpoint may lie there alone, and the copy is published too: the
+worker that gets the job may be on another machine.
+
 The copy is made before the job is there, so that nothing that becomes of the other job can take it
 away between the request and the start. Its files are hard links where the file system has them:
 a published checkpoint is never changed, only deleted, and the last name keeps the bytes.
@@ -8,19 +11,28 @@ a published checkpoint is never changed, only deleted, and the last name keeps t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from bridge_engine.checkpoint import MANIFEST, sha256_of
 from bridge_engine.initial_parameters import FOLDER, unfit
 from bridge_engine.spec import InitSpec, TrainSpec
 from bridge_engine.spec_errors import FieldError
+from service.artifacts import ArtifactsUnavailable, Damaged, Stored, artifact_store
+from service.artifacts.cache import ArtifactCache
 from service.errors import ApiError, invalid_fields
 from service.settings import Settings
-from service.store import JobRow, NotFound, Store
+from service.store import Artifact, JobRow, NotFound, Store
+from service.store.artifacts import publication
 
-MANIFEST = "manifest.json"
-"""Written last into a checkpoint: where it is, the checkpoint is whole."""
+log = logging.getLogger(__name__)
+
+BEFORE = -1
+"""The step that a job's beginning counts as: no resume makes it void."""
 
 
 def resolve(
@@ -47,14 +59,16 @@ def resolve(
 def _checkpoint(
     source: JobRow, init: InitSpec, store: Store, settings: Settings, param: str
 ) -> tuple[int, Path]:
-    run = settings.run_dir(source.id)
-    saved = {row.step: run / row.path for row in store.checkpoints(source.id)}
-    there = [step for step, folder in saved.items() if (folder / MANIFEST).is_file()]
+    saved = {row.step: row.path for row in store.checkpoints(source.id)}
+    there = [step for step, path in saved.items() if _is_there(source.id, path, store, settings)]
     step = {"best": source.best_step, "latest": source.checkpoint_step}.get(str(init.step))
     if isinstance(init.step, int):
         step = init.step
     if step in there:
-        return step, saved[step]
+        folder = _brought(source.id, saved[step], store, settings)
+        if folder is not None:
+            return step, folder
+        there.remove(step)
     steps = ", ".join(map(str, there))
     instead = f"there are those of steps {steps}" if there else "it has none now"
     if step is None and init.step == "best":
@@ -95,19 +109,80 @@ def put(folder: Path, run: Path) -> None:
         ) from None
 
 
-def inherit(spec: TrainSpec, source: Path, run: Path) -> bool:
-    """Puts there what the job in `source` itself started from; False if that is not there.
+def inherit(spec: TrainSpec, source: str, run: Path, store: Store, settings: Settings) -> bool:
+    """Puts there what the job `source` itself started from; False if that is not there.
 
     Raises `ApiError` 422 if it does not fit.
     """
+    folder = _brought(source, FOLDER, store, settings)
     try:
-        state = json.loads((source / FOLDER / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text()) if folder else None
     except (OSError, ValueError):
+        return False
+    if folder is None or state is None:
         return False
     if errors := unfit(TrainSpec.model_validate(state["spec"]), spec):
         raise invalid_fields(errors)
-    put(source / FOLDER, run)
+    put(folder, run)
     return True
+
+
+def published(run: Path, job_id: str, settings: Settings) -> list[Artifact]:
+    """Publishes the copy in `run`, for workers elsewhere; nothing without an artifact store.
+
+    Raises `ApiError` 503 where the store does not answer.
+    """
+    artifacts = artifact_store(settings.artifacts_url)
+    folder = run / FOLDER
+    if artifacts is None or not folder.is_dir():
+        return []
+    prefix = publication(job_id, FOLDER, 0, sha256_of(folder / MANIFEST))
+    with _reaching():
+        stored = artifacts.put(folder, prefix)
+    return [Artifact(FOLDER, BEFORE, stored.prefix, stored.sha256, stored.bytes)]
+
+
+def _is_there(job_id: str, path: str, store: Store, settings: Settings) -> bool:
+    here = (settings.run_dir(job_id) / path / MANIFEST).is_file()
+    return here or _stored(job_id, path, store, settings) is not None
+
+
+def _stored(job_id: str, path: str, store: Store, settings: Settings) -> Stored | None:
+    row = store.artifact(job_id, path) if settings.artifacts_url else None
+    return None if row is None else Stored(row.prefix, row.sha256, row.bytes)
+
+
+def _brought(job_id: str, path: str, store: Store, settings: Settings) -> Path | None:
+    """The folder of a run, here: in its directory, or fetched and verified; None if nobody has it
+    whole."""
+    here = settings.run_dir(job_id) / path
+    if (here / MANIFEST).is_file():
+        return here
+    artifacts = artifact_store(settings.artifacts_url)
+    stored = _stored(job_id, path, store, settings)
+    if artifacts is None or stored is None:
+        return None
+    cache = ArtifactCache(settings.cache_dir, settings.artifacts_cache_bytes, artifacts)
+    try:
+        with _reaching():
+            return cache.folder(stored)
+    except Damaged as error:
+        log.error("%s of job %s is damaged in the artifact store: %s", path, job_id, error.message)
+        return None
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except ArtifactsUnavailable as error:
+        raise ApiError(
+            503,
+            "artifacts_unavailable",
+            f"the artifact store does not answer: {error.message}",
+            headers={"Retry-After": "5"},
+            outside="the artifact store does not answer now; try again",
+        ) from error
 
 
 def _link(file: Path, target: Path) -> None:

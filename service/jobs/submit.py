@@ -67,7 +67,7 @@ def create(
     if spec.init is not None and not (
         source is not None
         and source.spec.get("init") == spec.init.model_dump(mode="json")
-        and initial.inherit(spec, settings.run_dir(source.id), run)
+        and initial.inherit(spec, source.id, run, store, settings)
     ):
         spec, folder = initial.resolve(spec, store, settings, param)
         initial.put(folder, run)
@@ -75,6 +75,7 @@ def create(
         if source is None or source.id == spec.init.job:
             forked_from = (spec.init.job, int(spec.init.step))
     try:
+        begins = initial.published(run, job_id, settings)
         job, created = store.create_job(
             spec,
             total_steps=spec.steps,
@@ -84,6 +85,7 @@ def create(
             priority=priority,
             forked_from=forked_from,
             request=request,
+            artifacts=begins,
         )
     except BaseException:
         shutil.rmtree(run, ignore_errors=True)

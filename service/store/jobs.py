@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
@@ -11,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from bridge_engine.spec import JobSpec
+from service.store.artifacts import Artifact, keep_artifacts
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
@@ -34,13 +36,14 @@ class Jobs(Database):
         priority: int = 0,
         forked_from: tuple[str, int | None] | None = None,
         request: object = None,
+        artifacts: Sequence[Artifact] = (),
     ) -> tuple[JobRow, bool]:
         """Queues a job and the message about it, in one transaction.
 
         With an idempotency key that was used before, returns the job it made and False; raises
         Conflict (`idempotency_key_reused`) if that was made by another request: `request` (default:
-        the spec). `job_id` is one that nobody has, `forked_from` a job and a step of it. Raises
-        NotFound if there is no such project.
+        the spec). `job_id` is one that nobody has, `forked_from` a job and a step of it, and
+        `artifacts` what was published for it. Raises NotFound if there is no such project.
         """
         content = clean(spec.model_dump(mode="json", by_alias=True))
         request = content if request is None else request
@@ -89,6 +92,7 @@ class Jobs(Database):
                 found_project(session, project_id)
                 session.add(job)
                 session.flush()
+                keep_artifacts(session, job.id, artifacts)
                 announce(session, job.id)
         except IntegrityError:
             # Lost a race for the same key; whoever won made the job.

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from bridge_engine.checkpoint import MANIFEST, publish, sha256_of
+from service.artifacts import ArtifactStore
 from service.jobs.fork import merge_patch
 from service.settings import Settings
-from service.store import Store
-from tests.api.conftest import BRIDGE, Worker, problem
+from service.store import Artifact, Store
+from service.store.artifacts import publication
+from tests.api.conftest import BRIDGE, Worker, connect, problem
+from worker.fetch import fetch
 
 
 @pytest.fixture
@@ -166,3 +170,33 @@ def test_merge_patch_is_rfc_7396() -> None:
     patch = {"a": {"b": None, "f": {"g": None, "h": 1}}, "d": [3], "e": {"i": 1}}
     assert merge_patch(target, patch) == {"a": {"c": 2, "f": {"h": 1}}, "d": [3], "e": {"i": 1}}
     assert target == {"a": {"b": 1, "c": 2}, "d": [1, 2], "e": "x"}
+
+
+def test_a_fork_needs_no_disk_that_the_machines_share(
+    settings: Settings, tmp_path: Path, store: Store
+) -> None:
+    """The source's checkpoint lies in the artifact store alone, and the worker of the new job on a
+    machine that has neither run directory."""
+    here = settings.model_copy(update={"artifacts_url": f"file://{tmp_path / 'shared'}"})
+    artifacts = ArtifactStore(here.artifacts_url)
+    worker = Worker(store)
+    with connect(here) as client:
+        source = str(client.post("/jobs", json=BRIDGE).json()["id"])
+        attempt = worker.claim(source)
+        elsewhere, event = tmp_path / "elsewhere" / "step-000004", worker.checkpoint(4, 0.5)
+        state = json.dumps({"spec": store.get_job(source).spec})
+        publish(elsewhere, lambda folder: (folder / "state.json").write_text(state))
+        prefix = publication(source, event.path, attempt, sha256_of(elsewhere / MANIFEST))
+        put = artifacts.put(elsewhere, prefix)
+        event.seq, event.time = 1, 1.7e9
+        row = Artifact(event.path, 4, put.prefix, put.sha256, put.bytes)
+        store.append_events(source, attempt, [event], [row])
+
+        made = store.get_job(fork(client, source, from_checkpoint="best")["id"])
+        again = store.get_job(fork(client, made.id)["id"])
+    artifacts.delete(prefix)
+    for job in (made, again):
+        run = tmp_path / "another machine" / job.id
+        run.mkdir(parents=True)
+        fetch(run, job, store, artifacts, lambda work: work())
+        assert (run / "init" / "state.json").read_text() == state
