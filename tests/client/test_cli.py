@@ -40,7 +40,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             assert process.poll() is None, (home / "service.log").read_text()
             assert time.monotonic() < deadline, (home / "service.log").read_text()
@@ -67,7 +67,7 @@ def bridge(
         env=environment | {"NO_COLOR": "1", "COLUMNS": "200"} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 

@@ -203,6 +203,7 @@ def test_a_stopped_celery_worker_hands_its_job_back(
         assert job.checkpoint_step == job.progress_step, "the engine has saved"
 
 
+@pytest.mark.timeout(600)
 def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
     store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
@@ -214,7 +215,7 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
         on_gpu = {**environment, "BRIDGE_GPUS": "3"}
         command = [*CELERY, "-Q", "gpu"]
         stack.enter_context(running(command, on_gpu, tmp_path / "gpu.log"))
-        wait_until(store, gpu, ended)
+        wait_until(store, gpu, ended, 240)
         assert (store.get_job(cpu).status, store.get_job(two).status) == ("queued", "queued")
         assert [(w.queues, w.gpus) for w in store.live_workers()] == [(["gpu"], 1)]
         waiting = store.waiting_for([store.get_job(cpu), store.get_job(two)])
@@ -224,7 +225,7 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
         }
         without = {**environment, "BRIDGE_GPUS": "none"}
         stack.enter_context(running(CELERY, without, tmp_path / "cpu.log"))
-        wait_until(store, cpu, ended)
+        wait_until(store, cpu, ended, 240)
         assert store.get_job(two).status == "queued"
     shown = tmp_path / "runs" / gpu / "devices"
     assert shown.read_text() == "3"
