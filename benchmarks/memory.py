@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 VARIANTS = {
     "naive": {},
@@ -98,12 +99,12 @@ def measure(options: argparse.Namespace) -> dict:
     if not variant["chunks"]:
         logprobs.LOGITS_AT_ONCE = 1 << 60
     advantages = torch.randn(options.sequences, generator=rng).to(policy.device)
-    find = _naive if options.one.startswith("naive") else policy.logprobs
+    find = partial(_naive, policy) if options.one.startswith("naive") else policy.logprobs
 
     before = _in_use(options.device)
     began = time.perf_counter()
     with policy.using("student"):
-        found = find(batch) if find is policy.logprobs else find(policy, batch)
+        found = find(batch)
         loss = -(found[0] * batch.mask_BT * advantages.unsqueeze(1)).sum() / batch.mask_BT.sum()
         loss.backward()
     grad = torch.stack([p.grad.norm() for p in policy.parameters("student") if p.grad is not None])
