@@ -35,6 +35,8 @@ def run_relay(store: Store, settings: Settings, stop: threading.Event) -> None:
             if quiet:
                 log.warning("cannot relay, trying on", because=error)
             quiet = False
+        except Exception:  # this thread must not end while the process seems to live
+            log.exception("relaying failed")
         stop.wait(settings.poll_seconds)
     reconciler.join()
 
@@ -59,10 +61,13 @@ def resend(store: Store, after_seconds: float) -> None:
 
 
 def queue_length() -> int:
-    """Messages that wait at the broker."""
+    """Messages that wait at the broker; raises OperationalError if it cannot be asked."""
     with app.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, timeout=5)
         try:
             return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
         except ChannelError:
             return 0  # Redis forgets an empty list
+        except connection.connection_errors as error:
+            # kombu lets the client's own error through here, which is no OSError
+            raise OperationalError(str(error)) from error
