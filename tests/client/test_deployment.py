@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ["migrate", "api", "relay", "worker", "inference"]
 NOT_SETTINGS = {
-    *("BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR", "BRIDGE_DATA_DIR"),
-    "PGPASSWORD",
+    *("BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR", "BRIDGE_DATA_DIR", "BRIDGE_VLLM_URL"),
+    *("PGPASSWORD", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
 }
-"""Read straight from the environment, the last one by Postgres' own client library."""
+"""Read straight from the environment, the last ones by the libraries of Postgres and S3."""
 ENGINE_SIDE = {"torch", "transformers", "peft", "safetensors", "math-verify"}
 
 
@@ -37,7 +37,8 @@ def project() -> dict[str, Any]:
 
 
 def test_the_services_are_those_of_the_design() -> None:
-    assert set(COMPOSE["services"]) == {"postgres", "redis", *OURS}
+    assert set(COMPOSE["services"]) == {"postgres", "redis", "vllm", *OURS}
+    assert COMPOSE["services"]["vllm"]["profiles"] == ["vllm"], "only for those who ask for it"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -139,7 +140,8 @@ def test_nothing_but_the_api_is_published_and_that_on_loopback_only() -> None:
 def test_the_api_image_has_everything_but_the_engines_torch_side() -> None:
     lines = (ROOT / "requirements" / "api.txt").read_text().splitlines()
     api = names([line for line in lines if line and not line.startswith("#")])
-    wanted = names(project()["dependencies"] + project()["optional-dependencies"]["deployed"])
+    extras = project()["optional-dependencies"]
+    wanted = names(project()["dependencies"] + extras["deployed"] + extras["s3"])
     assert api == wanted - ENGINE_SIDE
 
 

