@@ -33,10 +33,10 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: AsyncIterator[bytes]) -> None:
+    def __init__(self, stream: AsyncIterator[bytes], status_code: int = 200) -> None:
         # No cache and no proxy may hold back what is to be seen now.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(stream, headers=headers)
+        super().__init__(stream, status_code, headers=headers)
 
 
 async def follow(
