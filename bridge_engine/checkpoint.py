@@ -94,10 +94,12 @@ def set_aside(folder: Path) -> None:
     os.rename(folder, aside)
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+def prune(parent: Path, keep: int, best: int | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints and that of the step `best`."""
+    spared = None if best is None else step_folder(best)
     for folder in sorted(parent.glob("step-*"))[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.name != spared:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: Path) -> None:

@@ -184,7 +184,7 @@ class RunState:
             whole_model=best or progress.step == self.spec.steps,
         )
         publish(folder, write, expected_bytes=size)
-        prune(self.checkpoints, self.spec.checkpoint.keep)
+        prune(self.checkpoints, self.spec.checkpoint.keep, progress.best_step)
         return Checkpoint(
             step=progress.step,
             path=str(folder.relative_to(self.root)),

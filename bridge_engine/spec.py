@@ -233,7 +233,7 @@ class CheckpointSpec(SpecModel):
     """Steps between checkpoints. The last step is always saved, and so is every step whose
     held-out accuracy is the best so far."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """Resumable states kept, the newest ones."""
+    """Resumable states kept: the newest ones, and that of the best step beside them."""
     keep_adapters: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     """Steps whose exports are kept: all, or the newest so many; the best one's always."""
 

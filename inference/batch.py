@@ -162,7 +162,8 @@ class Batch:
             read()
         except Exception as error:
             log.exception("a prompt could not be read")
-            if not self._cache.whole:  # it broke off in the middle of a row
+            extra = self._plain and len(self._cache.lengths) != len(self._rows)
+            if extra or not self._cache.whole:  # it broke off in the middle of a row
                 self.fail(failure(error), tell)
             mine = set(chosen)
             for place in range(len(self._rows) - 1, -1, -1):
@@ -170,8 +171,8 @@ class Batch:
                     self._remove(place)
             self._filling = None
             for generation in chosen:
+                tell(generation, failure(error))  # first: a cancelled one is told nothing more
                 generation.cancelled = True
-                tell(generation, failure(error))
 
     def _choose(self) -> list[Generation]:
         """The first in line, and those behind it that may be read in together with it."""

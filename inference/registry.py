@@ -96,6 +96,9 @@ class Registry:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._loads: dict[tuple[str, str], asyncio.Task[Any]] = {}
         self._freed = asyncio.Event()
+        self._making_room = asyncio.Lock()
+        self._promised = 0
+        """Bytes of the base model that is being read."""
 
     def close(self) -> None:
         """Ends the loading thread."""
@@ -145,8 +148,14 @@ class Registry:
         except EngineError as error:
             raise not_found(error.message) from error
         need = await self._read(lambda: _bytes_of(path, self.dtype))
-        await self._room_for_base(name, need)
-        base = self.bases[name] = await self._read(lambda: self._read_base(name, path, need))
+        async with self._making_room:  # two at once would find the same room
+            await self._room_for_base(name, need)
+            self._promised = need
+            try:
+                base = await self._read(lambda: self._read_base(name, path, need))
+            finally:
+                self._promised = 0
+            self.bases[name] = base
         log.info("loaded %s (%.1f MB)", name, need / 1e6)
         return base
 
@@ -238,9 +247,19 @@ class Registry:
                     f"The adapter at {path} does not fit the base model {base.name!r}: {error}",
                     param="lora_path",
                 ) from error
+            limit = self.limits.memory
+            if limit is not None and base.bytes + weights.bytes > limit:
+                raise InferenceError(
+                    f"The adapter {name!r} and its base model need "
+                    f"{(base.bytes + weights.bytes) / 1e9:.2f} GB; inference may use "
+                    f"{limit / 1e9:.2f} GB. Raise BRIDGE_INFERENCE_MEMORY_GB.",
+                    param="lora_path",
+                )
             while len(self.adapters) >= self.limits.adapters or self._over(weights.bytes):
                 if (oldest := _unused(self.adapters)) is not None:
                     del self.adapters[oldest]
+                elif self._over(weights.bytes) and (idle := _unused(self.bases)) is not None:
+                    self._drop_base(idle)  # another one: its own is pinned
                 else:
                     await self._until_freed()
             adapter = self.adapters[name] = Adapter(name, path, base, weights)
@@ -250,13 +269,15 @@ class Registry:
         """Frees the adapter, once no request uses it. Its name stays free to be loaded again."""
         if self.adapters.pop(name, None) is None:
             raise not_found(f"No adapter named {name!r} is loaded.")
+        self._freed.set()
 
     # ------------------------------------------------------------------ loading
 
     def _over(self, more: int) -> bool:
         kept: list[Base | Adapter] = [*self.bases.values(), *self.adapters.values()]
         limit = self.limits.memory
-        return limit is not None and bool(kept) and sum(k.bytes for k in kept) + more > limit
+        taken = sum(k.bytes for k in kept) + self._promised
+        return limit is not None and bool(taken) and taken + more > limit
 
     async def _until_freed(self) -> None:
         """Until a request that used something has ended."""

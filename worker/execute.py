@@ -8,6 +8,7 @@ the job is another attempt's; then the engine is killed and this worker leaves w
 from __future__ import annotations
 
 import errno
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -192,14 +193,19 @@ def _watch(
         if _is_final(forward.ending):
             return forward.ending, None
     ending = forward.ending
-    no_word = ending is None or (isinstance(ending, Failed) and ending.code == "rank_lost")
-    if stall is None and no_word and not engine.asked_to_stop and memory.rose():
+    # Ranks die under a launcher that leaves with a status of its own.
+    killed = status == -signal.SIGKILL if ending is None else _lost_a_rank(ending)
+    if stall is None and killed and not engine.asked_to_stop and memory.rose():
         return None, out_of_memory(job.spec)
     if isinstance(ending, Failed):
         return None, _as_error(ending)
     if ending is not None or (engine.asked_to_stop and stall is None):
         return ending, None
     return None, stall or death(status, run / "engine.log", memory_counted=not memory.blind)
+
+
+def _lost_a_rank(ending: Ending) -> bool:
+    return isinstance(ending, Failed) and ending.code == "rank_lost"
 
 
 def _is_final(ending: Ending | None) -> bool:

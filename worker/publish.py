@@ -29,7 +29,8 @@ from worker.lease import Lease
 from worker.patience import Patience
 
 PIN = ".publishing"
-"""Folder of hard links to what is being published: the engine may prune the original meanwhile."""
+"""Folder, one an attempt, of hard links to what is being published: the engine may prune the
+original meanwhile."""
 
 
 class Publisher:
@@ -54,8 +55,12 @@ class Publisher:
         self._seq = 0
         self._thread: threading.Thread | None = None
         self._answer: list[Artifact] | EngineError | None = None
+        # An earlier attempt's upload may still be on its way out: it must not touch ours.
+        self._pins = run / f"{PIN}-{claim.attempt}"
 
     def __enter__(self) -> Publisher:
+        for left in self._run.glob(f"{PIN}-*"):
+            shutil.rmtree(left, ignore_errors=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,11 +130,11 @@ class Publisher:
             log.info("published", job=self._claim.job.id, step=event.step, seconds=seconds)
             self._answer = answer
         finally:
-            shutil.rmtree(self._run / PIN, ignore_errors=True)
+            shutil.rmtree(self._pins, ignore_errors=True)
 
     def _publish(self, path: str, *, is_state: bool) -> Stored | None:
         """One folder; None for a state that newer ones have replaced already."""
-        folder = self._run / PIN / path
+        folder = self._pins / path
         try:
             _link(self._run / path, folder)
             sha256 = sha256_of(folder / MANIFEST)

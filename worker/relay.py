@@ -52,7 +52,7 @@ def relay(store: Store, window: int) -> int:
     while (found := store.next_message(window)) is not None:
         message, queue = found
         run_job.apply_async(args=[message.job_id], queue=queue)
-        store.mark_sent([message.id])
+        store.mark_sent(message)
         log.info("message sent", job=message.job_id, queue=queue)
         count += 1
     return count

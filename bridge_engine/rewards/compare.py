@@ -116,11 +116,11 @@ def _groups(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
             not isinstance(item, Leaf) for item in (*one.items, *other.items)
         ):
             return wrong("other_kind")
-        return _in_order(one.items, other.items, leaf)
+        return _named_in_order(one, other, leaf)
     if "matrix" in kinds:
         return wrong("other_kind")
     if _names(one) != _names(other) and 0 in (_names(one), _names(other)):
-        return _in_order(one.items, other.items, leaf)  # x=1, y=2 and 1, 2
+        return _named_in_order(one, other, leaf)  # x=1, y=2 and 1, 2
     return _in_any_order(one.items, other.items, leaf, repeats="set" not in kinds)
 
 
@@ -138,6 +138,25 @@ def _ratios(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
 def _names(group: Group) -> int:
     names = {item.name for item in group.items if isinstance(item, Leaf) and item.name}
     return len(names) if len(names) != 1 else 0
+
+
+def _named_in_order(one: Group, other: Group, leaf: JudgeOfLeaves) -> Finding:
+    """Item by item. Named ones may stand in another order than the one that was asked for: then
+    `y=1, x=2` may be the pair (1, 2) or the pair (2, 1)."""
+    found = _in_order(one.items, other.items, leaf)
+    by_name = _in_order(_by_name(one), _by_name(other), leaf)
+    if found.value == by_name.value:
+        return found
+    if _names(one) and _names(other):
+        return by_name
+    return unjudged("order_of_names")
+
+
+def _by_name(group: Group) -> Sequence[Node]:
+    names = [item.name for item in group.items if isinstance(item, Leaf) and item.name]
+    if len(names) != len(group.items):
+        return group.items
+    return [item for _, item in sorted(zip(names, group.items, strict=True), key=lambda p: p[0])]
 
 
 def _in_order(one: Sequence[Node], other: Sequence[Node], leaf: JudgeOfLeaves) -> Finding:
@@ -248,6 +267,9 @@ def _other_name(one: Leaf, other: Leaf, leaf: JudgeOfLeaves) -> Finding:
 def _percent(one: Leaf, other: Leaf, leaf: JudgeOfLeaves) -> Finding:
     """A percent sign on one side only may have been left out or worked in: 50 % is 50 or 0.5."""
     plain = leaf(one.text, other.text)
+    number = numbers.read(one.text)
+    if plain.value and number is not None and 0 < abs(number.value) < 1:
+        return unjudged("percent_of_less_than_one")
     if plain.value:
         return plain
     hundredth = Fraction(1, 100)
@@ -273,7 +295,10 @@ def _measured(one: Leaf, other: Leaf, leaf: JudgeOfLeaves) -> Finding:
         return leaf(one.text, other.text)
     if not mine.known or not theirs.known:
         found = leaf(one.text, other.text)
-        alike = mine.word.split()[-1:] == theirs.word.split()[-1:]
+        words = mine.word.split(), theirs.word.split()
+        alike = words[0][-1:] == words[1][-1:] and (
+            words[0] == words[1] or 1 in map(len, words)  # red balls and balls, not blue balls
+        )
         return unjudged("unknown_unit") if found.value and not alike else found
     if mine.powers != theirs.powers:
         return wrong("other_unit")

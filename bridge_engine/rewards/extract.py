@@ -18,6 +18,9 @@ from __future__ import annotations
 
 import re
 
+SHORTEST_ECHO = 16
+"""Characters: what is shorter stands in an answer by chance."""
+
 _BRACE = re.compile(r"\\[\\{}]|\\boxed\s*\{|[{}]")
 _ANSWER_IS = re.compile(r"\banswer\b(?:\*\*|\s)*(?:is\b|:|=)\s*:?\s*(?P<answer>.+)", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
@@ -43,7 +46,7 @@ def stated_answer(completion: str, prompt: str | None = None) -> str | None:
     >>> stated_answer("12+3=15,15-5=10#10")
     '10'
     """
-    if prompt and (echo := prompt.strip()):
+    if prompt and len(echo := prompt.strip()) >= SHORTEST_ECHO:
         completion = completion.replace(echo, "\n")
     boxed = _last_boxed(completion)
     if boxed is not None:
@@ -70,7 +73,7 @@ def clean(answer: str) -> str:
             if len(text) >= 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 text = text[len(mark) : -len(mark)].strip()
         if text.endswith((".", ",")) and not text.endswith(".."):
-            text = text[:-1].rstrip()
+            text = text.rstrip(", \t\n") if text.endswith(",") else text[:-1].rstrip()
         if text == before:
             return text
 

@@ -35,6 +35,8 @@ SENTENCES = {
     "unreadable_gold": "the gold answer cannot be read as mathematics",
     "empty_gold": "the gold answer is empty",
     "unknown_unit": "the numbers agree and what they count is named differently",
+    "order_of_names": "the values agree in one order of their names and not in the other",
+    "percent_of_less_than_one": "one is the other with a percent sign, and may mean a hundredth",
     "proportional": "both are the same ratio, and may be times of day",
     "prose": "the answer names the gold answer in a sentence that may mean something else",
     "equal_in_part": "both agree for positive values of their variables only",

@@ -45,7 +45,7 @@ _RENAMED = {
     "colon": ":", "lparen": "(", "rparen": ")", "varphi": "phi",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(" + "|".join(sorted(_RENAMED, key=len, reverse=True)) + r")(?![A-Za-z])")
-_MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[bpvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?")
+_MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[bpB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _SHORT_FRAC = re.compile(
     r"\\frac\s*(\{[^{}]*\}|\d|[A-Za-z]|\\[a-z]+)\s*(\{[^{}]*\}|\d|[A-Za-z]|\\pi)"

@@ -205,7 +205,8 @@ def _related(sides: list[str], signs: list[str], text: str, depth: int, thousand
         if sides[0] == "" and len(signs) == 1:
             return parse(sides[1], depth=depth + 1, thousands=thousands)
         if _NAMES.fullmatch(sides[0]) and len(signs) == 1:  # (x,y)=(1,2)
-            return parse(sides[1], depth=depth + 1, thousands=thousands)
+            values = parse(sides[1], depth=depth + 1, thousands=thousands)
+            return _named_values(sides[0][1:-1].split(","), values)
         if named:
             return _with_name(
                 parse(sides[-1], depth=depth + 1, thousands=thousands), sides[0].replace(" ", "")
@@ -345,9 +346,21 @@ def _as_words(text: str) -> str:
     return plain_words(inner)
 
 
+def _named_values(names: list[str], values: Node) -> Node:
+    """The values, with their names where these are not in their usual order: (y,x)=(1,2)."""
+    names = [name.strip() for name in names]
+    if not isinstance(values, Group) or values.kind != "tuple" or names == sorted(names):
+        return values
+    if len(names) != len(values.items) or not all(isinstance(v, Leaf) for v in values.items):
+        return values
+    pairs = zip(names, values.items, strict=True)
+    return replace(values, kind="list", items=tuple(_with_name(v, name) for name, v in pairs))
+
+
 def plain_words(text: str) -> str:
     """Words in lower case, without what only surrounds them."""
-    return re.sub(r"[^\w/'+-]+", " ", text.replace("\\text", "")).strip().lower()
+    text = re.sub(r"[^\w/'+<>=.,-]+|[.,](?!\d)", " ", text.replace("\\text", ""))
+    return re.sub(r"\s*([<>=])\s*", r"\1", text).strip().lower()
 
 
 def _unparenthesised(text: str) -> str:

@@ -32,5 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # The version before would show them again, half removed as they are.
+    op.execute("DELETE FROM jobs WHERE deleted_at IS NOT NULL")
     op.drop_column("jobs", "deleted_at")
     op.drop_table("artifacts")

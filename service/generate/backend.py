@@ -114,6 +114,8 @@ class InferenceBackend:
         if response.is_success:
             return
         message, _ = _reason(response)
+        if response.status_code == 400 and "already" in message and "loaded" in message:
+            return  # perhaps from another copy: the name has the weights' digest
         if response.status_code in (400, 404, 422):
             raise LoadFailed(message)
         raise self._failed(response, message)

@@ -142,6 +142,18 @@ def published(run: Path, job_id: str, settings: Settings) -> list[Artifact]:
     return [Artifact(FOLDER, BEFORE, stored.prefix, stored.sha256, stored.bytes)]
 
 
+def take_back(run: Path, job_id: str, settings: Settings) -> None:
+    """Removes the copy of a job that was not made after all."""
+    folder = run / FOLDER
+    artifacts = artifact_store(settings.artifacts_url)
+    try:
+        if artifacts is not None and folder.is_dir():
+            artifacts.delete(publication(job_id, FOLDER, 0, sha256_of(folder / MANIFEST)))
+    except (ArtifactsUnavailable, OSError) as error:
+        log.warning("what job %s was to start from stays in the artifact store: %s", job_id, error)
+    shutil.rmtree(run, ignore_errors=True)
+
+
 def _is_there(job_id: str, path: str, store: Store, settings: Settings) -> bool:
     here = (settings.run_dir(job_id) / path / MANIFEST).is_file()
     return here or _stored(job_id, path, store, settings) is not None

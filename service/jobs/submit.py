@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.spec import JobSpec, TrainSpec
@@ -14,7 +12,7 @@ from service.errors import invalid_fields
 from service.jobs import initial
 from service.jobs.estimate import Estimates, estimate
 from service.settings import Settings
-from service.store import JobRow, NotFound, Store, new_id
+from service.store import JobRow, NotFound, Store, StoreUnavailable, new_id
 from service.store.models import DEFAULT_PROJECT
 
 
@@ -87,11 +85,13 @@ def create(
             request=request,
             artifacts=begins,
         )
+    except StoreUnavailable:
+        raise  # it may have been written all the same: then its worker needs what lies here
     except BaseException:
-        shutil.rmtree(run, ignore_errors=True)
+        initial.take_back(run, job_id, settings)
         raise
     if not created:
-        shutil.rmtree(run, ignore_errors=True)
+        initial.take_back(run, job_id, settings)
     return job, created
 
 

@@ -96,7 +96,8 @@ class Artifacts(Database):
         with self.write() as session:
             job = owned(session, job_id, attempt)
             rules = job.spec.get("checkpoint", {})
-            gone = list(session.scalars(_states(job_id)))[rules.get("keep", 3) :]
+            old = list(session.scalars(_states(job_id)))[rules.get("keep", 3) :]
+            gone = [row for row in old if row.step != job.best_step]
             prefixes = [row.prefix for row in gone]
             for row in gone:
                 session.delete(row)

@@ -369,8 +369,10 @@ def test_a_run_that_ends_before_it_hears_of_the_cancel_has_succeeded(store: Stor
 
 def send_all(store: Store, *, long_ago: bool = False) -> None:
     """As the relay does, whatever has its turn."""
-    ids = [message.id for message in store.outbox_batch()]
-    store.mark_sent(ids)
+    batch = store.outbox_batch()
+    for message in batch:
+        store.mark_sent(message)
+    ids = [message.id for message in batch]
     if long_ago:
         with store.write() as session:
             past = datetime.now(UTC) - timedelta(hours=1)

@@ -156,7 +156,7 @@ def send(store: Store, window: int = 2) -> list[str]:
     """What the relay sends now."""
     sent = []
     while found := store.next_message(window):
-        store.mark_sent([found[0].id])
+        store.mark_sent(found[0])
         sent.append(found[0].job_id)
     return sent
 
@@ -175,6 +175,34 @@ def test_few_messages_lie_at_the_broker_so_that_a_later_job_can_overtake(store: 
     assert (found[0].job_id, found[1]) == (jobs[2], "any")
 
 
+def test_a_job_that_no_worker_serves_holds_back_none_of_its_project(store: Store) -> None:
+    """Told of, it would count as under way."""
+    name = project(store, "p", max_running=1)
+    store.announce_worker("w:1", ("any", "cpu"), gpus=0, slots=1, seconds=LONG)
+    big, small = submit(store, project=name, gpus=8), submit(store, project=name, gpus=0)
+    assert send(store) == [small]
+    assert claimed(store, 1, CPU_WORKER) == [small]
+    store.finish(small, 1, "succeeded")
+    store.announce_worker("w:2", ("gpu:8",), gpus=8, slots=1, seconds=LONG)
+    assert send(store) == [big]
+    later = submit(store, project=name, gpus=0)
+    assert send(store) == []
+    store.retire_worker("w:2")
+    time.sleep(0.02)
+    assert store.resend_unclaimed(0.01, at_broker={"gpu:8": 1}) == 1, "its worker has left"
+    assert send(store) == [later]
+
+
+def test_a_message_that_was_declined_before_it_was_marked_is_sent_again(store: Store) -> None:
+    name = project(store, "p", max_running=1)
+    first, second = submit(store, project=name), submit(store, project=name)
+    assert store.claim(first, "w", LONG)
+    (message,) = (m for m in store.outbox_batch() if m.job_id == second)
+    assert store.claim(second, "w", LONG) is None, "declined by a worker that was fast"
+    store.mark_sent(message)
+    assert [m.job_id for m in store.outbox_batch()] == [second]
+
+
 def test_messages_go_out_in_the_order_of_claims_and_within_the_quotas(store: Store) -> None:
     big, small = project(store, "big", max_running=1), project(store, "small")
     first, second = submit(store, project=big), submit(store, project=big)
@@ -189,7 +217,8 @@ def test_messages_go_out_in_the_order_of_claims_and_within_the_quotas(store: Sto
 def test_a_claim_that_is_declined_comes_again_later(store: Store) -> None:
     name = project(store, "p", max_running=1)
     first, second = submit(store, project=name), submit(store, project=name)
-    store.mark_sent([message.id for message in store.outbox_batch()])
+    for message in store.outbox_batch():
+        store.mark_sent(message)
     assert store.claim(first, "w", LONG)
     assert store.claim(second, "w", LONG) is None
     job = store.get_job(second)

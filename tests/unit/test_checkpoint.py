@@ -144,6 +144,13 @@ def test_old_checkpoints_and_leftovers_are_pruned(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000005"]
 
 
+def test_the_best_checkpoint_is_never_pruned(tmp_path):
+    for step in range(1, 6):
+        checkpoint.publish(tmp_path / checkpoint.step_folder(step), fill("x"))
+    checkpoint.prune(tmp_path, keep=1, best=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000005"]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_parameter_set_restored_goes_on_bit_for_bit(tmp_path, optimizer):
     spec = OptimizerSpec(name=optimizer, warmup_steps=3)
