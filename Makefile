@@ -65,7 +65,7 @@ lint: $(STAMP)
 
 test: $(SMOLLM) lint
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(TEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m 'not integration and not e2e and not gpu' $(TEST_ARGS)

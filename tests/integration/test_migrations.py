@@ -175,9 +175,12 @@ def test_a_migration_gives_up_on_a_table_in_use(
 ) -> None:
     """Else every reader that comes later would wait behind it."""
     monkeypatch.setattr("service.store.migrate.LOCK_TIMEOUT", "100ms")
-    url = postgres.migrated()
+    url = postgres.empty()
+    upgrade(url)
     with Database(url).read() as reader:
         reader.execute(text("SELECT count(*) FROM jobs"))
         with pytest.raises(StoreUnavailable, match="locked"):
             downgrade(url, "base")
+        assert reader.scalar(text("SELECT count(*) FROM jobs")) == 0, "it is as it was"
+    upgrade(url)  # what had been gone back on before it gave up
     assert is_current(url)
