@@ -23,6 +23,9 @@ SMOLLM := $(VENV)/.smollm
 VLLM   ?= .venv-vllm
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# Each engine is a process of its own, and compiling torch anew takes one longer than all else.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-faults test-vllm vllm lint smollm stop lock clean install
 

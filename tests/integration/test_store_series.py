@@ -80,7 +80,7 @@ def thinned(points: Mapping[int, float | None], limit: int) -> dict[int, float |
 
 
 @settings(
-    max_examples=30,
+    max_examples=12,  # hundreds of transactions each
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
