@@ -27,7 +27,7 @@ def test_answers_are_judged_in_order_with_their_reasons(client: TestClient) -> N
         {"gold": "1331 and 1728", "answer": r"\boxed{1728}"},
         {"gold": "3 apples", "answer": r"\boxed{3 \text{ pears}}"},
         {"gold": "7", "answer": "It is seven."},
-        {"gold": "4", "answer": r"As in \boxed{4}: no.", "prompt": r"As in \boxed{4}"},
+        {"gold": "4", "answer": r"Not as in \boxed{4}: no.", "prompt": r"Not as in \boxed{4}"},
         {"gold": "", "answer": r"\boxed{8.72e8}", "gold_value": 8.7e8},
     ]
     response = run(client, items)

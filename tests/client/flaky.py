@@ -79,6 +79,7 @@ def stream(text: str, *, torn: bool = False) -> Answer:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("Connection", "close")  # else a client may ask on it once more
         handler.end_headers()
         data = text.encode()
         handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

@@ -53,20 +53,9 @@ class Run:
 
     def start(self, processes, *arguments, trouble="", **options):
         """torchrun, or for one process the engine itself."""
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher = (
-            [*torchrun, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
-        )
-        command = [*launcher, str(ENGINE), "run", str(self.spec), "--dir", str(self.directory)]
         environment = {**ENVIRONMENT, "JUDGED": str(self.judged), "TROUBLE": trouble}
-        with self.log.open("a") as log:
-            return subprocess.Popen(
-                [*command, *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                **options,
-            )
+        command = ["run", str(self.spec), "--dir", str(self.directory), *arguments]
+        return launch(processes, *command, log=self.log, env=environment, **options)
 
     def finish(self, processes, **options):
         status = self.start(processes, **options).wait(timeout=100)
@@ -105,6 +94,16 @@ class Run:
             for file in sorted(folder.glob("*.safetensors"))
             for name, tensor in load_tensors(file).items()
         }
+
+
+def launch(processes, *arguments, log, **options):
+    """torchrun, or for one process the engine itself, with its output in the file `log`."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher = [*torchrun, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [*launcher, str(ENGINE), *arguments], stdout=file, stderr=subprocess.STDOUT, **options
+        )
 
 
 def ranks_of(torchrun):
@@ -148,12 +147,33 @@ SPECS = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Each spec's run by one process and by two, each a folder in one launch for all of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    launched, runs = [], []
+    for processes in (1, 2):
+        made = {name: Run(folder / f"{name}-{processes}", **SPECS[name]) for name in SPECS}
+        folders = [str(run.spec.parent) for run in made.values()]
+        log = folder / f"log-{processes}.txt"
+        launched.append((launch(processes, "each", *folders, log=log, env=ENVIRONMENT), log))
+        runs.append(made)
+    for process, log in launched:
+        assert process.wait(timeout=250) == EXIT_DONE, log.read_text()[-4000:]
+    return {name: (runs[0][name], runs[1][name]) for name in SPECS}
+
+
+def assert_as_close_as_adam_keeps_it(got, expected):
+    """Equal to rounding, but for the odd element: Adam divides a gradient by its own size, so that
+    one that is next to nothing takes a visible step whose length hangs on its last digits."""
+    apart = ~torch.isclose(got, expected, rtol=1e-3, atol=1e-5)
+    assert apart.float().mean() < 1e-3
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=3e-4)
+
+
 @pytest.mark.parametrize("name", SPECS)
-def test_two_processes_train_what_one_does(tmp_path, name):
-    one, two = Run(tmp_path / "one", **SPECS[name]), Run(tmp_path / "two", **SPECS[name])
-    alone = one.start(1)
-    two.finish(2)
-    assert alone.wait(timeout=60) == EXIT_DONE
+def test_two_processes_train_what_one_does(trained, name):
+    one, two = trained[name]
     for expected, got in zip(one.metrics(), two.metrics(), strict=True):
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-5)
     learnt = [m["frac_reward_zero_std"] for m in two.metrics() if "frac_reward_zero_std" in m]
@@ -162,7 +182,7 @@ def test_two_processes_train_what_one_does(tmp_path, name):
     expected, got = one.tensors(last), two.tensors(last)
     assert expected.keys() == got.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(got[key], tensor, rtol=1e-3, atol=1e-5)
+        assert_as_close_as_adam_keeps_it(got[key], tensor)
     assert one.samples() == two.samples()
     # who judges is shared out, and what is judged is the same: every answer once
     answers = [

@@ -1,6 +1,10 @@
 """The engine's command line for torchrun, writing down what each rank judges, and failing if told.
 
-JUDGED: a folder; rank k appends each pair that it judges to `k.jsonl` there, as a line.
+`each FOLDER …` instead of `run` trains `FOLDER/spec.yaml` in `FOLDER/run`, one after the other:
+what a short run takes is mostly the start of its processes. They meet once.
+
+JUDGED: a folder; rank k appends each pair that it judges to `k.jsonl` there, as a line. With `each`
+it is the folder's own `judged`.
 TROUBLE: `RANK:KIND`; that rank gets into that trouble when it judges for the third time.
 """
 
@@ -8,11 +12,14 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 from bridge_engine.errors import EngineError
+from bridge_engine.ranks import join
 from bridge_engine.rewards import Verifier
-from bridge_engine.run import main
+from bridge_engine.run import main, run
 
 _judge = Verifier.judge
 _times = 0
@@ -41,6 +48,15 @@ def judge(self, pairs):
     return _judge(self, pairs)
 
 
+def each(folders):
+    with join() as world, mock.patch("bridge_engine.run.join", return_value=nullcontext(world)):
+        for folder in map(Path, folders):
+            os.environ["JUDGED"] = str(folder / "judged")
+            if status := run(folder / "spec.yaml", folder / "run"):
+                return status
+    return 0
+
+
 Verifier.judge = judge
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(each(sys.argv[2:]) if sys.argv[1] == "each" else main())
