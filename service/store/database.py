@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -41,6 +41,8 @@ from service.store.models import Row, UtcDateTime
 
 BUSY_SECONDS = 10
 """How long a SQLite writer waits for its turn, and a Postgres one for a lock."""
+CONNECT_SECONDS = 5
+"""How long Postgres may take to answer a new connection."""
 
 _NOTICE_A_DEAD_NETWORK = {
     "keepalives_idle": 10,
@@ -68,7 +70,7 @@ def create_database(url: str, **options: Any) -> Engine:
         if "options" not in parsed.query:
             settings = f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
             options.setdefault("connect_args", {}).update(
-                options=settings, connect_timeout=5, **_NOTICE_A_DEAD_NETWORK
+                options=settings, connect_timeout=CONNECT_SECONDS, **_NOTICE_A_DEAD_NETWORK
             )
         return create_engine(parsed, pool_pre_ping=True, json_serializer=_dump, **options)
 
@@ -224,7 +226,8 @@ def _unavailable(error: SQLAlchemyError, dialect: Dialect, where: str) -> StoreU
             reason="unreachable",
         )
     lost = error.connection_invalidated or state[:2] in ("08", "57", "28", "3D") or state == "53300"
-    if lost or (dialect.name == "postgresql" and type(error.orig).__name__ == "OperationalError"):
+    # psycopg has classes of its own below it, for a connection that does not come about in time
+    if lost or (dialect.name == "postgresql" and isinstance(error, OperationalError)):
         return StoreUnavailable(
             f"Cannot reach {where} ({said}); check that it runs and that BRIDGE_DATABASE_URL is "
             "right.",

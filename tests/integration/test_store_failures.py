@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_unreachable_postgres_says_so_without_the_password() -> None:
         Store("postgresql://user:secret@127.0.0.1:1/bridge").ping()
     assert refused.value.reason == "unreachable"
     assert "secret" not in refused.value.message
+
+
+def test_a_postgres_that_stands_still_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel takes the connection, and nobody says a word on it."""
+    monkeypatch.setattr("service.store.database.CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as standing:
+        url = f"postgresql://user:secret@127.0.0.1:{standing.getsockname()[1]}/bridge"
+        with pytest.raises(StoreUnavailable, match="timeout") as refused:
+            Store(url).ping()
+    assert refused.value.reason == "unreachable"
 
 
 def test_locked_sqlite_says_so(migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
