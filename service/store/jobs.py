@@ -67,6 +67,7 @@ class Jobs(Database):
             latest={},
             attempt=0,
             lost_attempts=0,
+            not_before=None,
             worker_id=None,
             lease_expires_at=None,
             claimed_at=None,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.store.database import Database, clean, epoch_now, upsert
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
-from service.store.models import JobRow, ProjectRow, WorkerRow
+from service.store.models import AttemptRow, JobRow, ProjectRow, WorkerRow
 from service.store.queues import NEEDS, Offer, under_way
 
 KEPT_SECONDS = 600.0
@@ -106,16 +106,32 @@ class Projects(Database):
             rows = session.scalars(select(ProjectRow).where(ProjectRow.id.in_(ids)))
             projects = {project.id: project for project in rows}
             running = {row.project_id: row for row in session.execute(select(busy))}
+            backing_off = _backing_off(session, [job.id for job in queued if job.retry_at])
         waiting = {}
         for job in queued:
             project, now = projects.get(job.project_id), running.get(job.project_id)
             jobs_now, seconds_now = (now.jobs, now.gpu_seconds) if now else (0, 0.0)
             waiting[job.id] = (
                 _no_worker(job.queue, workers)
+                or backing_off.get(job.id)
                 or (project and _quota(project, job.queue, jobs_now, seconds_now, workers))
                 or "a free worker"
             )
         return waiting
+
+
+def _backing_off(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """By the id of each of these jobs whose time has not come: until when and why it waits."""
+    if not ids:
+        return {}
+    last = and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt)
+    query = select(JobRow, AttemptRow.error).join(AttemptRow, last)
+    found = session.execute(query.where(JobRow.id.in_(ids), JobRow.not_before > epoch_now()))
+    return {
+        job.id: f"its next try at {job.retry_at:%H:%M:%S} UTC, "
+        f"as attempt {job.attempt} broke down: {(error or {}).get('message')}"
+        for job, error in found
+    }
 
 
 def _no_worker(queue: str, workers: Sequence[WorkerRow]) -> str | None:

@@ -57,6 +57,7 @@ def environment(database: str, redis_url: str, tmp_path: Path) -> dict[str, str]
         "BRIDGE_HEARTBEAT_SECONDS": "0.3",
         "BRIDGE_GRACE_SECONDS": "3",
         "BRIDGE_RECONCILE_SECONDS": "0.3",
+        "BRIDGE_RETRY_SECONDS": "0.1",
         "BRIDGE_RESEND_SECONDS": "1",
         "BRIDGE_POLL_SECONDS": "0.05",
     }

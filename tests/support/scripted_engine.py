@@ -11,6 +11,7 @@ the job's name; all times in seconds:
     fail_at        reports figures that are not numbers, then an error, after this step
     hang_at        stops doing anything after this step
     eat_at         takes memory after this step until there is none, every time
+    full_at        reports that the disk is full after this step, every time
     lose_at        reports that a rank was lost after this step, the first time it gets there
     ignore_term    does not hear SIGTERM
     weight_bytes   size of an adapter's weights, beyond a few (0)
@@ -142,6 +143,10 @@ class ScriptedEngine:
                     param="optimizer.student_lr",
                 )
             )
+            return ev.EXIT_FAILED
+        if script.get("full_at") == step:
+            full = {"category": "infra", "code": "disk_full", "message": "full"}
+            self.writer.emit(ev.Failed(step=step, retryable=True, **full))
             return ev.EXIT_FAILED
         if script.get("lose_at") == step and not marker.exists():
             marker.touch()
