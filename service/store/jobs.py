@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from bridge_engine.spec import JobSpec
-from service.store.artifacts import Artifact, keep_artifacts
+from service.store.artifacts import Artifact, keep_artifacts, named_now
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
@@ -94,6 +94,8 @@ class Jobs(Database):
                 session.add(job)
                 session.flush()
                 keep_artifacts(session, job.id, artifacts)
+                if artifacts:
+                    named_now(session, [one.prefix for one in artifacts])
                 announce(session, job.id)
         except IntegrityError:
             # Lost a race for the same key; whoever won made the job.

@@ -392,6 +392,17 @@ class ArtifactRow(Row):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class RemainRow(Row):
+    """What may lie in the artifact store though no row names it: an upload that begins before its
+    job is written, and what may still come in of a job that was deleted."""
+
+    __tablename__ = "remains"
+
+    prefix: Mapped[str] = mapped_column(String, primary_key=True)
+    noted_at: Mapped[float] = mapped_column(Double)
+    """Seconds since the epoch by the database's clock."""
+
+
 class AliasRow(Row):
     """A user's own name for an adapter; it may be moved to another one."""
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from bridge_engine import events as ev
 from bridge_engine import failpoints, lifeline
-from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder
+from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder, step_folders
 
 
 def reward(step: int) -> float:
@@ -84,7 +84,7 @@ class ScriptedEngine:
         self.stopping = True
 
     def _resume(self) -> int:
-        saved = sorted((self.run / "checkpoints").glob("step-*"))
+        saved = step_folders(self.run / "checkpoints")
         step = int(saved[-1].name.removeprefix("step-")) if saved else 0
         if self.writer.path.exists():
             self.writer.emit(ev.Resume(step=step))
