@@ -90,7 +90,8 @@ class Jobs(Database):
         )
         try:
             with self.write() as session:
-                found_project(session, project_id)
+                if project_id != DEFAULT_PROJECT:  # which is always there
+                    found_project(session, project_id)
                 session.add(job)
                 session.flush()
                 keep_artifacts(session, job.id, artifacts)

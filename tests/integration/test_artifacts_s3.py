@@ -77,6 +77,7 @@ def at(tmp_path: Path, migrated_sqlite: Path, gate: Gate) -> Callable[..., Setti
             "lease_seconds": 30,
             "heartbeat_seconds": 0.2,
             "grace_seconds": 5,
+            "retry_seconds": 0.001,
             "poll_seconds": 0.05,
         }
         return Settings(**{**given, **changes})

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from service.store import NotFound, Store, StoreUnavailable
 from tests.support.jobs import spec
+from tests.support.postgres import Postgres
 
 
 def test_datasets_are_listed_newest_first(store: Store) -> None:
@@ -45,6 +46,32 @@ def test_a_postgres_that_stands_still_is_out_of_reach(monkeypatch: pytest.Monkey
         with pytest.raises(StoreUnavailable, match="timeout") as refused:
             Store(url).ping()
     assert refused.value.reason == "unreachable"
+
+
+def test_a_connection_that_was_lost_as_it_lay_idle_costs_nobody_anything(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(postgres.migrated())
+    monkeypatch.setattr("service.store.database.FRESH_SECONDS", 0)
+    for _ in range(2):
+        store.ping()
+        cut_off_others(postgres)
+    store.ping()
+    monkeypatch.setattr("service.store.database.FRESH_SECONDS", 60)
+    cut_off_others(postgres)
+    with pytest.raises(StoreUnavailable) as refused:
+        store.ping()
+    assert refused.value.reason == "unreachable"
+    store.ping()
+    store.close()
+
+
+def cut_off_others(postgres: Postgres) -> None:
+    """Ends every connection to the database of the tests."""
+    other = Store(postgres.migrated())
+    here = "datname = current_database() AND pid <> pg_backend_pid()"
+    execute(other, f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {here}")
+    other.close()
 
 
 def test_locked_sqlite_says_so(migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
