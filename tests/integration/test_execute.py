@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from service.store import Store
 from tests.support.jobs import metric, numbered, submit, wait_until
 from tests.support.scripted_engine import reward
 from worker.execute import execute_job
+from worker.lease import Lease
 from worker.rundir import RUN_LOCK, note_start
 
 
@@ -111,6 +113,28 @@ def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings
     thread.join()
     assert answer == ["stale"]
     assert store.requeue_expired() == [job_id]
+
+
+def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_when_it_was_answered(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer may be on its way for longer than the lease lasts that it tells of."""
+    settings = settings.model_copy(update={"lease_seconds": 0.5})
+    asked, heartbeat = [], Store.heartbeat
+
+    def slow(*given: Any) -> str:
+        asked.append(time.monotonic())
+        answer = heartbeat(*given)
+        time.sleep(2 * settings.lease_seconds)
+        return answer
+
+    monkeypatch.setattr(Store, "heartbeat", slow)
+    claim = store.claim(submit(store), "w:0", settings.lease_seconds)
+    assert claim
+    with Lease(store, claim, settings, since=time.monotonic()) as lease:
+        while len(asked) < 2:
+            time.sleep(0.01)
+        assert lease.lost
 
 
 def test_a_run_that_had_ended_is_not_run_again(store: Store, settings: Settings) -> None:
