@@ -137,6 +137,23 @@ def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_when_it_was_an
         assert lease.lost
 
 
+def test_a_worker_hears_that_its_job_is_anothers_long_before_its_lease_ends(
+    store: Store, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"lease_seconds": 3600})
+    job_id = submit(store)
+    claim = store.claim(job_id, "w:0", settings.lease_seconds)
+    assert claim
+    with Lease(store, claim, settings, since=time.monotonic()) as lease:
+        assert not lease.lost
+        store.release(job_id, claim.attempt)
+        assert store.claim(job_id, "other:0", settings.lease_seconds)
+        until = time.monotonic() + 60
+        while not lease.lost:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_a_run_that_had_ended_is_not_run_again(store: Store, settings: Settings) -> None:
     """Its worker was lost after it forwarded the last event, before it could finish the job."""
     job_id = submit(store)
