@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bridge_engine import events as ev
@@ -113,6 +114,22 @@ def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings
     thread.join()
     assert answer == ["stale"]
     assert store.requeue_expired() == [job_id]
+
+
+def test_an_engine_that_cannot_end_by_itself_is_killed_once_its_job_is_anothers(
+    store: Store, settings: Settings
+) -> None:
+    """One that stands still sees no deadline."""
+    settings = settings.model_copy(update={"lease_seconds": 3600, "heartbeat_seconds": 0.2})
+    job_id = submit(store, steps=1000, step_seconds=0.05)
+    thread, answer = in_thread(job_id, store, settings)
+    wait_until(store, job_id, lambda job: job.progress_step >= 2)
+    engine = psutil.Process(int((settings.run_dir(job_id) / "engine.pid").read_text()))
+    engine.suspend()
+    store.release(job_id, 1)
+    thread.join(60)
+    assert answer == ["stale"]
+    assert not engine.is_running()
 
 
 def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_when_it_was_answered(
