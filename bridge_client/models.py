@@ -38,6 +38,8 @@ class Job(Record):
     priority: int = 0
     waiting_for: str | None = None
     """Of a queued job: what it waits for, in words."""
+    retry_at: str | None = None
+    """Of a queued job that broke down: when it is tried again at the earliest."""
     forked_from: dict[str, Any] | None = None
     """{job, step} that it was made from."""
     retries: int = 0

@@ -59,6 +59,19 @@ def publish(final: Path, write: Callable[[Path], None], *, expected_bytes: int =
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def step_of(name: str) -> int | None:
+    """The step in the name of a step's folder; None of another name."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits != name and digits.isascii() and digits.isdigit() else None
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """The folders of steps, by their numbers: the names grow longer from step 1 000 000 on."""
+    steps = {folder: step_of(folder.name) for folder in parent.glob("step-*")}
+    found = [(step, folder) for folder, step in steps.items() if step is not None]
+    return [folder for _, folder in sorted(found)]
+
+
 def is_whole(folder: Path) -> bool:
     """Does every file have the hash that the manifest says?"""
     hashes = manifest(folder)
@@ -80,7 +93,7 @@ def manifest(folder: Path) -> dict[str, str]:
 def newest_whole(parent: Path) -> tuple[Path | None, list[Path]]:
     """(the newest checkpoint that verifies, or None; the newer ones that do not)."""
     torn: list[Path] = []
-    for folder in sorted(parent.glob("step-*"), reverse=True):
+    for folder in reversed(step_folders(parent)):
         if is_whole(folder):
             return folder, torn
         torn.append(folder)
@@ -97,7 +110,7 @@ def set_aside(folder: Path) -> None:
 def prune(parent: Path, keep: int, best: int | None = None) -> None:
     """Removes all but the newest `keep` checkpoints and that of the step `best`."""
     spared = None if best is None else step_folder(best)
-    for folder in sorted(parent.glob("step-*"))[:-keep]:
+    for folder in step_folders(parent)[:-keep]:
         if folder.name != spared:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     again when more jobs wait than the broker holds messages."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """A job that broke down this often in a row without a new checkpoint is given up."""
+    retry_seconds: Seconds = 5.0
+    """What a job waits before it is tried again after it broke down; twice as long each time in a
+    row, up to five minutes."""
     relay_window: Annotated[int, Field(ge=1)] = 4
     """Messages of a queue that may lie at the broker unanswered. More keep more idle workers busy;
     a job of a higher priority that comes later has so many before it."""

@@ -21,6 +21,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.events import Done, Failed
 from service.settings import Settings
 from service.store import Claim, JobRow, StaleAttempt, Store, StoreUnavailable, breakdown
+from service.store.queues import NO_ROOM
 from worker import gpus, log
 from worker.forward import Ending, Forwarder
 from worker.gpus import Gpus
@@ -29,7 +30,7 @@ from worker.memory import OomWatch, out_of_memory
 from worker.process import Engine, death
 from worker.publish import publishing, tell
 from worker.room import check_room
-from worker.rundir import Leaving, RunDirectory, locked, prepare
+from worker.rundir import Leaving, RunDirectory, is_of_latest_retry, locked, note_start, prepare
 from worker.stall import stalled
 
 Fields = dict[str, Any]
@@ -108,11 +109,9 @@ def _run(
     except Leaving:
         return release()
     except EngineError as error:
-        if error.code == "disk_full":
-            return finish("failed", error=breakdown("infra", error.code, error.message))
         return release(breakdown(error.category, error.code, error.message))
     except OSError as error:
-        return _of_disk(error, finish, release)
+        return release(_of_disk(error))
     except Exception as error:
         log.exception("worker failed", job=job_id, attempt=attempt)
         return release(breakdown("internal", "worker_error", f"{type(error).__name__}: {error}"))
@@ -141,11 +140,16 @@ def _supervise(
         spec = prepare(run, claim.job, store)
         tell(run, notes)
         forward = Forwarder(store, claim, run, publisher)
+        heard = forward.ending
         _drain(forward, lease, claim)  # what an earlier attempt said last and nobody heard
+        fresh = _is_final(forward.ending) and forward.ending is not heard
+        if fresh and not is_of_latest_retry(run, claim.job):
+            forward.ending = None  # of before its owner had it tried again
         if isinstance(forward.ending, Done) or _is_final(forward.ending):
             return forward.ending, None
         forward.ending = None
         directory.tell()
+        note_start(run, claim.job)
         return _watch(claim, lease, settings, stop, directory, spec, forward)
 
 
@@ -209,14 +213,8 @@ def _lost_a_rank(ending: Ending) -> bool:
 
 
 def _is_final(ending: Ending | None) -> bool:
-    """Did the run fail so that trying again would only fail again?
-
-    A full disk stays full whatever the engine says of trying again: only a person can make room,
-    and five more tries within a minute would bury the reason.
-    """
-    if not isinstance(ending, Failed):
-        return False
-    return not (ending.category == "infra" and ending.retryable) or ending.code == "disk_full"
+    """Did the run fail so that trying again would only fail again?"""
+    return isinstance(ending, Failed) and not (ending.category == "infra" and ending.retryable)
 
 
 def _as_error(failed: Failed) -> Fields:
@@ -247,11 +245,8 @@ def _write(report: Report, lease: Lease, claim: Claim) -> JobRow:
     raise StaleAttempt(claim.job.id, claim.attempt)
 
 
-def _of_disk(
-    error: OSError, finish: Callable[..., Report], release: Callable[..., Report]
-) -> Report:
-    """A full disk stays full: trying again at once would only hide it."""
+def _of_disk(error: OSError) -> Fields:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = f"No space is left on the disk of {error.filename}; free some and run the job again."
-        return finish("failed", error=breakdown("infra", "disk_full", full))
-    return release(breakdown("infra", "engine_not_started", f"Could not run the engine: {error}"))
+        return breakdown("infra", NO_ROOM, full)
+    return breakdown("infra", "engine_not_started", f"Could not run the engine: {error}")

@@ -13,7 +13,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of
+from bridge_engine.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of, step_of
 from bridge_engine.events import EventReader, Log, parse
 from bridge_engine.initial_parameters import FOLDER
 from service.artifacts import ArtifactStore, Damaged, Stored
@@ -42,7 +42,7 @@ def fetch(
     newest, _ = newest_whole(run / "checkpoints")
     notes: list[Log] = []
     for row in published:
-        if newest is not None and newest.name >= Path(row.path).name:
+        if newest is not None and (step_of(newest.name) or 0) >= row.step:
             return notes
         stored = Stored(row.prefix, row.sha256, row.bytes)
         try:

@@ -63,6 +63,7 @@ class Slots:
 
 def look_out(
     store: Callable[[], Store],
+    worker_id: str,
     gpus: Gpus,
     settings: Settings,
     slots: Slots,
@@ -71,7 +72,10 @@ def look_out(
 ) -> threading.Thread:
     """Looks from a thread of its own until `stop` is set; `run` takes the job of an id."""
     thread = threading.Thread(
-        target=_look, args=(store, gpus, settings, slots, stop, run), name="lookout", daemon=True
+        target=_look,
+        args=(store, worker_id, gpus, settings, slots, stop, run),
+        name="lookout",
+        daemon=True,
     )
     thread.start()
     return thread
@@ -79,6 +83,7 @@ def look_out(
 
 def _look(
     store: Callable[[], Store],
+    worker_id: str,
     gpus: Gpus,
     settings: Settings,
     slots: Slots,
@@ -90,7 +95,7 @@ def _look(
         if slots.idle_seconds() < patience:
             continue
         try:
-            job_id = store().overdue_job(patience, gpus.offer())
+            job_id = store().overdue_job(patience, worker_id, gpus.offer())
         except StoreUnavailable as error:
             log.warning("cannot look for jobs", because=error)
             continue

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kombu.connection import Connection
 from kombu.exceptions import ChannelError, OperationalError
@@ -51,7 +53,8 @@ def relay(store: Store, window: int) -> int:
     count = 0
     while (found := store.next_message(window)) is not None:
         message, queue = found
-        run_job.apply_async(args=[message.job_id], queue=queue)
+        with _explained():
+            run_job.apply_async(args=[message.job_id], queue=queue)
         store.mark_sent(message)
         log.info("message sent", job=message.job_id, queue=queue)
         count += 1
@@ -69,13 +72,26 @@ def resend(store: Store, after_seconds: float) -> None:
 
 def queue_lengths() -> dict[str, int]:
     """Messages that wait at the broker, by queue; raises OperationalError if it cannot be asked."""
-    with app.connection_for_read() as connection:
-        try:
-            connection.ensure_connection(max_retries=1, timeout=5)
-            return {queue: _length(connection, queue) for queue in QUEUES}
-        except connection.connection_errors as error:
-            # kombu lets the client's own error through here, which is no OSError
-            raise OperationalError(str(error)) from error
+    with _explained(), app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        return {queue: _length(connection, queue) for queue in QUEUES}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raises OperationalError, whatever the broker's client may raise in the block.
+
+    kombu translates most of it and lets some through: what the server answers instead of a length,
+    and what goes wrong as a connection is closed. It counts KeyError among them, so the block must
+    hold nothing else.
+    """
+    broker = app.connection_for_write()  # only a description, nothing is connected
+    try:
+        yield
+    except OperationalError:
+        raise
+    except (*broker.connection_errors, *broker.channel_errors) as error:
+        raise OperationalError(f"{type(error).__name__}: {error}") from error
 
 
 def _length(connection: Connection, queue: str) -> int:

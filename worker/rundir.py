@@ -25,6 +25,10 @@ ENGINE_LOCK = "engine.lock"
 """Held by the engine itself; under torchrun by rank 0, which does not have the other one."""
 
 
+STARTED = "started.json"
+"""Of which of the job's retries the engine is that ran here last."""
+
+
 class Leaving(Exception):
     """There is no time to wait for the run directory."""
 
@@ -160,6 +164,23 @@ def prepare(run: Path, job: JobRow, store: Store) -> Path:
     os.replace(temporary, spec)
     _restore_events(run / "events.jsonl", job.id, store)
     return spec
+
+
+def note_start(run: Path, job: JobRow) -> None:
+    """From now on, what the run's events say is said by an engine of this attempt."""
+    temporary = run / f"{STARTED}.tmp"
+    temporary.write_text(json.dumps({"retries": job.retries}) + "\n")
+    os.replace(temporary, run / STARTED)
+
+
+def is_of_latest_retry(run: Path, job: JobRow) -> bool:
+    """Was the engine that ran here last started after the job's owner last had it tried again?"""
+    if job.retries == 0:
+        return True
+    try:
+        return bool(json.loads((run / STARTED).read_text())["retries"] == job.retries)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _restore_events(path: Path, job_id: str, store: Store) -> None:

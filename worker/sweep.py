@@ -15,6 +15,8 @@ from worker import log
 SINCE = timedelta(days=2)
 """Jobs that ended longer ago have been swept, unless nobody swept for so long."""
 EVERY_SECONDS = 3600.0
+LINGERS_SECONDS = 86_400.0
+"""No upload that began before its job was deleted, or before its job was written, takes longer."""
 
 
 def sweep(store: Store, artifacts: ArtifactStore) -> int:
@@ -30,6 +32,17 @@ def sweep(store: Store, artifacts: ArtifactStore) -> int:
             artifacts.delete(prefix)
             deleted += 1
     return deleted
+
+
+def sweep_remains(store: Store, artifacts: ArtifactStore) -> None:
+    """Deletes what was published of jobs that were deleted meanwhile, or never came to be.
+
+    Only what the database has noted, and a long time after: a store may serve several databases.
+    Raises ArtifactsUnavailable, StoreUnavailable.
+    """
+    for prefix in store.remains(LINGERS_SECONDS):
+        artifacts.delete(prefix)
+        store.swept(prefix)
 
 
 class Sweeper:
@@ -54,7 +67,10 @@ class Sweeper:
                 remove(job_id, self._store, self._settings)
                 log.info("removed what a deleted job had left", job=job_id)
             artifacts = artifact_store(self._settings.artifacts_url)
-            if artifacts is not None and (deleted := sweep(self._store, artifacts)):
+            if artifacts is None:
+                return
+            sweep_remains(self._store, artifacts)
+            if deleted := sweep(self._store, artifacts):
                 log.info("swept the artifact store", publications=deleted)
         except (ArtifactsUnavailable, StoreUnavailable, OSError) as error:
             log.warning("cannot sweep, next time", because=error)

@@ -114,7 +114,7 @@ def _on_ready(sender: Any, **_: Any) -> None:
         )
     )
     _slots.limit(sender.controller.concurrency)  # --concurrency comes before the setting
-    look_out(_store, gpus, settings, _slots, _stop, _run)
+    look_out(_store, f"{_NAME}:lookout", gpus, settings, _slots, _stop, _run)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

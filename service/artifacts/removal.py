@@ -25,4 +25,4 @@ def remove(job_id: str, store: Store, settings: Settings) -> None:
     run = settings.run_dir(job_id)
     if run.exists():
         shutil.rmtree(run)
-    store.forget(job_id)
+    store.forget(job_id, remains=artifacts is not None)

@@ -127,7 +127,7 @@ def inherit(spec: TrainSpec, source: str, run: Path, store: Store, settings: Set
     return True
 
 
-def published(run: Path, job_id: str, settings: Settings) -> list[Artifact]:
+def published(run: Path, job_id: str, store: Store, settings: Settings) -> list[Artifact]:
     """Publishes the copy in `run`, for workers elsewhere; nothing without an artifact store.
 
     Raises `ApiError` 503 where the store does not answer.
@@ -137,6 +137,7 @@ def published(run: Path, job_id: str, settings: Settings) -> list[Artifact]:
     if artifacts is None or not folder.is_dir():
         return []
     prefix = publication(job_id, FOLDER, 0, sha256_of(folder / MANIFEST))
+    store.expect_remains(prefix)  # should this process die, or the job not be written
     with _reaching():
         stored = artifacts.put(folder, prefix)
     return [Artifact(FOLDER, BEFORE, stored.prefix, stored.sha256, stored.bytes)]

@@ -60,6 +60,9 @@ class Job(Answer):
     """-100…100; higher ones are started first."""
     waiting_for: str | None
     """Of a queued job: what it waits for, in words."""
+    retry_at: datetime | None
+    """Of a queued job that broke down: when it is tried again at the earliest; why, `waiting_for`
+    says, and the last of its attempts."""
     forked_from: ForkedFrom | None
     """The job it was made from, and the step of the checkpoint it started from."""
     attempt: int
@@ -93,6 +96,7 @@ class Job(Answer):
                 **{name: getattr(row, name) for name in _SAME},
                 "project": row.project_id,
                 "waiting_for": waiting_for,
+                "retry_at": row.retry_at,
                 "forked_from": lineage,
                 "step": row.progress_step,
                 "steps": row.total_steps,
@@ -100,7 +104,7 @@ class Job(Answer):
         )
 
 
-_OWN = ("object", "step", "steps", "project", "waiting_for", "forked_from")
+_OWN = ("object", "step", "steps", "project", "waiting_for", "retry_at", "forked_from")
 _SAME = [name for name in Job.model_fields if name not in _OWN]
 
 

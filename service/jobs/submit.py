@@ -73,7 +73,7 @@ def create(
         if source is None or source.id == spec.init.job:
             forked_from = (spec.init.job, int(spec.init.step))
     try:
-        begins = initial.published(run, job_id, settings)
+        begins = initial.published(run, job_id, store, settings)
         job, created = store.create_job(
             spec,
             total_steps=spec.steps,

@@ -7,14 +7,14 @@ names is garbage as soon as no attempt can name it any more; `garbage` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.store.database import Database, upsert
+from service.store.database import Database, epoch_now, upsert
 from service.store.errors import Conflict, NotFound
 from service.store.leases import owned
 from service.store.models import (
@@ -24,6 +24,7 @@ from service.store.models import (
     EventRow,
     JobRow,
     MetricRow,
+    RemainRow,
     SampleRow,
 )
 from service.store.outbox import forget_messages
@@ -75,6 +76,15 @@ def keep_artifacts(session: Session, job_id: str, artifacts: Iterable[Artifact])
     now = datetime.now(UTC)
     rows = [{"job_id": job_id, **asdict(one), "created_at": now} for one in artifacts]
     upsert(session, ArtifactRow, rows)
+
+
+def named_now(session: Session, prefixes: Sequence[str]) -> None:
+    """These are no remains: rows name them, or nothing lies there."""
+    session.execute(delete(RemainRow).where(RemainRow.prefix.in_(prefixes)))
+
+
+def _note(session: Session, prefix: str) -> None:
+    session.execute(insert(RemainRow).values(prefix=prefix, noted_at=epoch_now()))
 
 
 class Artifacts(Database):
@@ -133,6 +143,25 @@ class Artifacts(Database):
         with self.read() as session:
             return list(session.scalars(query.order_by(JobRow.id)))
 
+    # ------------------------------------------------------------------ what no row names
+
+    def expect_remains(self, prefix: str) -> None:
+        """Something will come to lie under this prefix before a row names it. Unless `create_job`
+        has named it by then, it is among the `remains` some time later."""
+        with self.write() as session:
+            _note(session, prefix)
+
+    def remains(self, older_than_seconds: float) -> list[str]:
+        """Prefixes noted so long ago under which nothing is named, nor will be."""
+        old = RemainRow.noted_at < epoch_now() - older_than_seconds
+        with self.read() as session:
+            return list(session.scalars(select(RemainRow.prefix).where(old)))
+
+    def swept(self, prefix: str) -> None:
+        """Nothing lies under this prefix any more."""
+        with self.write() as session:
+            named_now(session, [prefix])
+
     # ------------------------------------------------------------------ deleting a job
 
     def mark_deleted(self, job_id: str) -> None:
@@ -160,8 +189,12 @@ class Artifacts(Database):
             query = select(JobRow.id).where(JobRow.deleted_at.is_not(None))
             return list(session.scalars(query.order_by(JobRow.id)))
 
-    def forget(self, job_id: str) -> None:
-        """Deletes the rows of a marked job, the long tables piece by piece, the job's own last."""
+    def forget(self, job_id: str, *, remains: bool = False) -> None:
+        """Deletes the rows of a marked job, the long tables piece by piece, the job's own last.
+
+        `remains`: an upload may be on its way that knows nothing of this; what is published of the
+        job from now on is noted to be removed.
+        """
         for column, job_of in (
             (EventRow.seq, EventRow.job_id),
             (SampleRow.step, SampleRow.job_id),
@@ -171,7 +204,9 @@ class Artifacts(Database):
                 pass
         with self.write() as session:
             marked = JobRow.deleted_at.is_not(None)
-            session.execute(delete(JobRow).where(JobRow.id == job_id, marked))
+            gone = delete(JobRow).where(JobRow.id == job_id, marked).returning(JobRow.id)
+            if session.scalar(gone) is not None and remains:
+                _note(session, job_id)
 
     def _delete_some(
         self,

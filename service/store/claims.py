@@ -20,6 +20,7 @@ from service.store.queues import (
     Offer,
     has_gpu_hours,
     has_room,
+    may_go_to,
     next_queued,
     under_way,
 )
@@ -50,8 +51,9 @@ class Claims(Database):
         self, job_id: str, worker_id: str, lease_seconds: float, offer: Offer = ANYTHING
     ) -> Claim | None:
         """Takes a queued job; None if it is not queued any more (somebody was faster), or may not
-        be taken now: a quota is reached, or the worker has not the GPUs. Of one that still waits,
-        a message comes again later."""
+        be taken now: a quota is reached, the worker has not the GPUs, or the job broke down and is
+        to wait or to go elsewhere (`queues`). Of one that still waits, a message comes again
+        later."""
         with self.write() as session:
             claim = _claim(session, job_id, worker_id, lease_seconds, offer)
             if claim is None:
@@ -67,7 +69,7 @@ class Claims(Database):
         waits, or none may be taken now."""
         if not (wanted := offer.wanted):
             return None
-        query = next_queued(wanted)
+        query = next_queued(wanted, worker_id)
         with self.read() as session:
             # A look that costs nobody the write lock: most polls find nothing.
             if session.scalar(query) is None:
@@ -81,13 +83,13 @@ class Claims(Database):
                     return claim
         return None
 
-    def overdue_job(self, seconds: float, offer: Offer = ANYTHING) -> str | None:
-        """The job whose turn it is, of those that the offer fits, if it has been queued for so
-        long already; only looked at."""
+    def overdue_job(self, seconds: float, worker_id: str, offer: Offer = ANYTHING) -> str | None:
+        """The job whose turn it is, of those that this worker may take and the offer fits, if it
+        has been queued for so long already; only looked at."""
         if not (wanted := offer.wanted):
             return None
         with self.read() as session:
-            job_id = session.scalar(next_queued(wanted))
+            job_id = session.scalar(next_queued(wanted, worker_id))
             waiting = select(JobRow.id).where(JobRow.id == job_id)
             return session.scalar(waiting.where(long_ago(JobRow.queued_at, seconds)))
 
@@ -95,7 +97,9 @@ class Claims(Database):
 def _claim(
     session: Session, job_id: str, worker_id: str, lease_seconds: float, offer: Offer
 ) -> Claim | None:
-    locked = select(JobRow).where(JobRow.id == job_id, JobRow.status == "queued")
+    locked = select(JobRow).where(
+        JobRow.id == job_id, JobRow.status == "queued", may_go_to(worker_id, JobRow)
+    )
     job = session.scalar(locked.with_for_update().execution_options(populate_existing=True))
     if job is None:
         return None
@@ -108,6 +112,7 @@ def _claim(
         .where(JobRow.id == job_id, JobRow.status == "queued")
         .values(
             status="running",
+            not_before=None,
             attempt=JobRow.attempt + 1,
             worker_id=worker_id,
             claimed_at=epoch_now(),

@@ -35,6 +35,8 @@ class Control(Database):
                 after = before  # it is being retried
             if after is None:
                 raise _refusal(job, request)
+            if WANTED[request] == "run":
+                job.not_before = None  # whoever asks does not want to wait
             if after == before:
                 return job
             job.status, job.wanted = after, WANTED[request]

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from bridge_engine.spec import JobSpec
-from service.store.artifacts import Artifact, keep_artifacts
+from service.store.artifacts import Artifact, keep_artifacts, named_now
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
@@ -67,6 +67,7 @@ class Jobs(Database):
             latest={},
             attempt=0,
             lost_attempts=0,
+            not_before=None,
             worker_id=None,
             lease_expires_at=None,
             claimed_at=None,
@@ -89,10 +90,13 @@ class Jobs(Database):
         )
         try:
             with self.write() as session:
-                found_project(session, project_id)
+                if project_id != DEFAULT_PROJECT:  # which is always there
+                    found_project(session, project_id)
                 session.add(job)
                 session.flush()
                 keep_artifacts(session, job.id, artifacts)
+                if artifacts:
+                    named_now(session, [one.prefix for one in artifacts])
                 announce(session, job.id)
         except IntegrityError:
             # Lost a race for the same key; whoever won made the job.

@@ -7,6 +7,7 @@ its write comes.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from service.store.outbox import announce
 from service.store.status import OWNED, origins
 
 End = Literal["succeeded", "failed", "cancelled"]
+LONGEST_BACKOFF = 300.0
+"""Seconds."""
 
 
 class Leases(Database):
@@ -28,6 +31,8 @@ class Leases(Database):
 
     max_attempts: int = 5
     """A job that broke down this often in a row, without a new checkpoint, is given up."""
+    retry_seconds: float = 5.0
+    """What a job waits that broke down once: see `backoff`."""
 
     def heartbeat(self, job_id: str, attempt: int, lease_seconds: float) -> str:
         """Renews the lease; returns what the owner wants: `run`, `pause` or `cancel`.
@@ -79,12 +84,13 @@ class Leases(Database):
     def release(self, job_id: str, attempt: int, error: dict[str, Any] | None = None) -> JobRow:
         """Hands the job back: queued again, or paused or cancelled if that is wanted.
 
-        With an `error` the attempt broke down: it counts, and when too many have done so in a row
-        the job fails with this error. Raises StaleAttempt if this attempt does not own the job.
+        With an `error` the attempt broke down: it counts, the job is tried again after a while
+        (`backoff`), and when too many have done so in a row it fails with this error. Raises
+        StaleAttempt if this attempt does not own the job.
         """
         with self.write() as session:
             job = owned(session, job_id, attempt)
-            _give_up(session, job, error, self.max_attempts)
+            self._give_up(session, job, error)
             return job
 
     def requeue_expired(self) -> list[str]:
@@ -104,7 +110,7 @@ class Leases(Database):
                 job = session.scalar(expired.with_for_update(skip_locked=True))
                 if job is None:
                     continue  # somebody was faster, or its worker is heard of again
-                _give_up(session, job, _worker_lost(job), self.max_attempts)
+                self._give_up(session, job, _worker_lost(job))
                 if job.status == "queued":
                     requeued.append(job_id)
         return requeued
@@ -130,6 +136,34 @@ class Leases(Database):
             if job.status == "queued":
                 released.append(job_id)
         return released
+
+    def _give_up(self, session: Session, job: JobRow, error: dict[str, Any] | None) -> None:
+        becomes = {"cancel": "cancelled", "pause": "paused"}.get(job.wanted)
+        outcome = "lost"
+        if error is None:  # it left as it was told to
+            outcome = becomes or "released"
+        else:
+            job.lost_attempts += 1
+        if becomes is not None:
+            _end(session, job, becomes, outcome, error if becomes == "paused" else None)
+        elif error is not None and job.lost_attempts >= self.max_attempts:
+            tries = f" Given up: it broke down {job.lost_attempts} times without a new checkpoint."
+            _end(session, job, "failed", outcome, {**error, "message": error["message"] + tries})
+        else:
+            _end(session, job, "queued", outcome, error)
+            if error is not None:
+                now = session.scalar(select(epoch_now())) or 0.0
+                job.not_before = now + backoff(self.retry_seconds, job.lost_attempts)
+
+
+def backoff(first: float, times: int) -> float:
+    """Seconds that a job waits which broke down so many times in a row: twice as long each time.
+
+    A random part of up to a half is taken off, so that jobs which one fault took along do not come
+    back as one.
+    """
+    longest = min(first * 2.0 ** min(times - 1, 30), LONGEST_BACKOFF)
+    return longest * random.uniform(0.5, 1)
 
 
 def owned(session: Session, job_id: str, attempt: int) -> JobRow:
@@ -178,24 +212,6 @@ def _account(session: Session, job: JobRow) -> None:
             .values(gpu_seconds_used=ProjectRow.gpu_seconds_used + used)
         )
     job.gpus_held, job.claimed_at = 0, None
-
-
-def _give_up(
-    session: Session, job: JobRow, error: dict[str, Any] | None, max_attempts: int
-) -> None:
-    becomes = {"cancel": "cancelled", "pause": "paused"}.get(job.wanted)
-    outcome = "lost"
-    if error is None:  # it left as it was told to
-        outcome = becomes or "released"
-    else:
-        job.lost_attempts += 1
-    if becomes is not None:
-        _end(session, job, becomes, outcome, error if becomes == "paused" else None)
-    elif error is not None and job.lost_attempts >= max_attempts:
-        tries = f" Given up: it broke down {job.lost_attempts} times without a new checkpoint."
-        _end(session, job, "failed", outcome, {**error, "message": error["message"] + tries})
-    else:
-        _end(session, job, "queued", outcome, error)
 
 
 def _worker_lost(job: JobRow) -> dict[str, Any]:

@@ -161,6 +161,8 @@ class JobRow(Row):
     """Fencing token: rises with every claim. 0 before the first."""
     lost_attempts: Mapped[int]
     """Attempts that broke down since the last new checkpoint."""
+    not_before: Mapped[float | None] = mapped_column(Double)
+    """It broke down and waits: no worker gets it until then, by the database's clock."""
     worker_id: Mapped[str | None] = mapped_column(String)
     lease_expires_at: Mapped[float | None] = mapped_column(Double)
     """Seconds since the epoch by the database's clock."""
@@ -197,6 +199,13 @@ class JobRow(Row):
 
     idempotency_key: Mapped[str | None] = mapped_column(String, unique=True)
     idempotency_hash: Mapped[str | None] = mapped_column(String)
+
+    @property
+    def retry_at(self) -> datetime | None:
+        """When it is tried again at the earliest; None unless it is queued after it broke down."""
+        if self.not_before is None or self.status != "queued":
+            return None
+        return datetime.fromtimestamp(self.not_before, UTC)
 
     @property
     def adapter(self) -> str | None:
@@ -381,6 +390,17 @@ class ArtifactRow(Row):
     """Of its manifest, which has those of its files."""
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RemainRow(Row):
+    """What may lie in the artifact store though no row names it: an upload that begins before its
+    job is written, and what may still come in of a job that was deleted."""
+
+    __tablename__ = "remains"
+
+    prefix: Mapped[str] = mapped_column(String, primary_key=True)
+    noted_at: Mapped[float] = mapped_column(Double)
+    """Seconds since the epoch by the database's clock."""
 
 
 class AliasRow(Row):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, and_, bindparam, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.store.database import Database, clean, epoch_now, upsert
 from service.store.errors import Conflict, NotFound
 from service.store.ids import new_id
-from service.store.models import JobRow, ProjectRow, WorkerRow
+from service.store.models import AttemptRow, JobRow, ProjectRow, WorkerRow
 from service.store.queues import NEEDS, Offer, under_way
 
 KEPT_SECONDS = 600.0
@@ -90,32 +91,60 @@ class Projects(Database):
 
     def live_workers(self) -> list[WorkerRow]:
         """Those that were heard of in time, by id."""
-        alive = select(WorkerRow).where(WorkerRow.expires_at >= epoch_now())
         with self.read() as session:
-            return list(session.scalars(alive.order_by(WorkerRow.id)))
+            return _live_workers(session)
 
     def waiting_for(self, jobs: Iterable[JobRow]) -> dict[str, str]:
         """By the id of each job that is queued: what it waits for, in words."""
         queued = [job for job in jobs if job.status == "queued"]
         if not queued:
             return {}
-        workers = self.live_workers()
-        busy = under_way()
-        ids = {job.project_id for job in queued}
+        of_jobs = {"ids": list({job.project_id for job in queued})}
         with self.read() as session:
-            rows = session.scalars(select(ProjectRow).where(ProjectRow.id.in_(ids)))
-            projects = {project.id: project for project in rows}
-            running = {row.project_id: row for row in session.execute(select(busy))}
+            workers = _live_workers(session)
+            projects = {row[0].id: row for row in session.execute(_busy_projects(), of_jobs)}
+            backing_off = _backing_off(session, [job.id for job in queued if job.retry_at])
         waiting = {}
         for job in queued:
-            project, now = projects.get(job.project_id), running.get(job.project_id)
-            jobs_now, seconds_now = (now.jobs, now.gpu_seconds) if now else (0, 0.0)
+            project, jobs_now, seconds_now = projects.get(job.project_id) or (None, 0, 0.0)
             waiting[job.id] = (
                 _no_worker(job.queue, workers)
+                or backing_off.get(job.id)
                 or (project and _quota(project, job.queue, jobs_now, seconds_now, workers))
                 or "a free worker"
             )
         return waiting
+
+
+def _live_workers(session: Session) -> list[WorkerRow]:
+    return list(session.scalars(_ALIVE))
+
+
+_ALIVE = select(WorkerRow).where(WorkerRow.expires_at >= epoch_now()).order_by(WorkerRow.id)
+
+
+@cache  # every job that is shown asks, and putting it together takes as long as the answer
+def _busy_projects() -> Select[ProjectRow, int, float]:
+    """The projects of these `ids`, each with the jobs it has under way and their GPU seconds."""
+    busy = under_way()
+    jobs, seconds = func.coalesce(busy.c.jobs, 0), func.coalesce(busy.c.gpu_seconds, 0.0)
+    query = select(ProjectRow, jobs, seconds)
+    query = query.outerjoin(busy, busy.c.project_id == ProjectRow.id)
+    return query.where(ProjectRow.id.in_(bindparam("ids", expanding=True)))
+
+
+def _backing_off(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """By the id of each of these jobs whose time has not come: until when and why it waits."""
+    if not ids:
+        return {}
+    last = and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt)
+    query = select(JobRow, AttemptRow.error).join(AttemptRow, last)
+    found = session.execute(query.where(JobRow.id.in_(ids), JobRow.not_before > epoch_now()))
+    return {
+        job.id: f"its next try at {job.retry_at:%H:%M:%S} UTC, "
+        f"as attempt {job.attempt} broke down: {(error or {}).get('message')}"
+        for job, error in found
+    }
 
 
 def _no_worker(queue: str, workers: Sequence[WorkerRow]) -> str | None:

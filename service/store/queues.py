@@ -9,7 +9,9 @@ A queue is named after what its jobs need of a worker:
 
 Next is the job of the highest priority; of these, that of the project with the fewest jobs under
 way, then of the project that was served least recently; then the oldest. A project that has reached
-`max_running` has none, nor one whose GPU hours are used up where the job would take a GPU.
+`max_running` has none, nor one whose GPU hours are used up where the job would take a GPU. A job
+that broke down is passed over until its time has come, and by a worker that had no room for it as
+long as there are others to try.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from sqlalchemy import (
     ColumnElement,
     ScalarSelect,
     Select,
+    String,
     Subquery,
     and_,
+    cast,
     func,
     literal,
+    not_,
     or_,
     select,
     union_all,
@@ -34,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from service.store.database import epoch_now
-from service.store.models import JobRow, OutboxRow, ProjectRow
+from service.store.models import AttemptRow, JobRow, OutboxRow, ProjectRow, WorkerRow
 from service.store.status import OWNED
 
 MOST_GPUS: Final = 8
@@ -46,6 +51,8 @@ NEEDS: Final[dict[str, int | None]] = {
 }
 """Every queue, and the GPUs its jobs need. None: one where the worker has GPUs."""
 QUEUES: Final = tuple(NEEDS)
+NO_ROOM: Final = "disk_full"
+"""The error's code of an attempt that failed for lack of room on its worker's disk."""
 
 
 def queue_of(gpus: int | None) -> str:
@@ -123,23 +130,71 @@ def has_gpu_hours(running_seconds: ColumnElement[float]) -> ColumnElement[bool]:
     return or_(ProjectRow.gpu_hours.is_(None), used < ProjectRow.gpu_hours * 3600)
 
 
-def next_queued(queues: Mapping[str, int], *, unsent: bool = False) -> Select[str]:
+def presence_of(worker_id: str) -> str:
+    """The name that a worker is known by (`WorkerRow.id`), of that which a job carries, which has
+    the slot's besides."""
+    return worker_id.rpartition(":")[0] or worker_id
+
+
+def may_go_to(worker_id: str | None, job: Any) -> ColumnElement[bool]:
+    """Has the job's time come, and has this worker room for it as far as is known? One that had
+    none is asked again where no other is left that lives, serves the queue and had some."""
+    rested = or_(job.not_before.is_(None), job.not_before <= epoch_now())
+    if worker_id is None:
+        return rested
+    me = presence_of(worker_id)
+    lacking = _without_room(job, literal(me))
+    other = select(WorkerRow.id).where(
+        WorkerRow.expires_at >= epoch_now(),
+        WorkerRow.id != me,
+        cast(WorkerRow.queues, String).contains(literal('"') + job.queue + literal('"')),
+        not_(_without_room(job, WorkerRow.id)),
+    )
+    # most jobs never broke down: nothing is looked up for them
+    rather_elsewhere = and_(job.lost_attempts > 0, lacking, other.correlate(job).exists())
+    return and_(rested, not_(rather_elsewhere))
+
+
+def _without_room(job: Any, worker: Any) -> ColumnElement[bool]:
+    """Did the job break down at this worker's for lack of room, since its last checkpoint?"""
+    tried = aliased(AttemptRow)
+    return (
+        select(tried.job_id)
+        .where(
+            tried.job_id == job.id,
+            tried.attempt > job.attempt - job.lost_attempts,
+            tried.worker_id.startswith(worker + ":"),
+            tried.error["code"].as_string() == NO_ROOM,
+        )
+        .correlate(job, WorkerRow)
+        .exists()
+    )
+
+
+def next_queued(
+    queues: Mapping[str, int], worker_id: str | None = None, *, unsent: bool = False
+) -> Select[str]:
     """The id of the next job of these queues, which maps each to the GPUs a job would be given.
 
+    `worker_id`: of those that this worker may take.
     `unsent`: of those whose message has yet to be sent; jobs whose message was sent then count as
     under way. Costs what projects × queues cost, however many jobs wait.
     """
-    return _next_queued(tuple(queues.items()), unsent)
+    return _next_queued(tuple(queues.items()), worker_id, unsent)
 
 
 @lru_cache(maxsize=256)  # workers ask several times a second, and putting it together takes longer
-def _next_queued(queues: tuple[tuple[str, int], ...], unsent: bool) -> Select[str]:
+def _next_queued(
+    queues: tuple[tuple[str, int], ...], worker_id: str | None, unsent: bool
+) -> Select[str]:
     busy = under_way(told=unsent)
     jobs = func.coalesce(busy.c.jobs, 0)
     seconds = func.coalesce(busy.c.gpu_seconds, 0.0)
     candidates = union_all(
         *(
-            select(ProjectRow.id.label("project_id"), _first(queue, unsent).label("job_id"))
+            select(
+                ProjectRow.id.label("project_id"), _first(queue, worker_id, unsent).label("job_id")
+            )
             .select_from(ProjectRow)
             .outerjoin(busy, busy.c.project_id == ProjectRow.id)
             .where(has_room(jobs), has_gpu_hours(seconds) if gpus else literal(True))
@@ -156,13 +211,13 @@ def _next_queued(queues: tuple[tuple[str, int], ...], unsent: bool) -> Select[st
     )
 
 
-def _first(queue: str, unsent: bool) -> ScalarSelect[str | None]:
+def _first(queue: str, worker_id: str | None, unsent: bool) -> ScalarSelect[str | None]:
     """The project's oldest job of the highest priority in this queue. Both are found at one end of
     the index, and with a LIMIT the search ends at the first row that will do."""
     job, top = aliased(JobRow), aliased(JobRow)
     highest = (
         select(top.priority)
-        .where(_waits(top, queue, unsent))
+        .where(_waits(top, queue, worker_id, unsent))
         .order_by(top.priority.desc())
         .limit(1)
         .correlate(ProjectRow)
@@ -170,7 +225,7 @@ def _first(queue: str, unsent: bool) -> ScalarSelect[str | None]:
     )
     return (
         select(job.id)
-        .where(_waits(job, queue, unsent), job.priority == highest)
+        .where(_waits(job, queue, worker_id, unsent), job.priority == highest)
         .order_by(job.id)
         .limit(1)
         .correlate(ProjectRow)
@@ -178,8 +233,13 @@ def _first(queue: str, unsent: bool) -> ScalarSelect[str | None]:
     )
 
 
-def _waits(job: Any, queue: str, unsent: bool) -> ColumnElement[bool]:
-    waits = and_(job.project_id == ProjectRow.id, job.queue == queue, job.status == "queued")
+def _waits(job: Any, queue: str, worker_id: str | None, unsent: bool) -> ColumnElement[bool]:
+    waits = and_(
+        job.project_id == ProjectRow.id,
+        job.queue == queue,
+        job.status == "queued",
+        may_go_to(worker_id, job),
+    )
     if not unsent:
         return waits
     message = select(OutboxRow.id).where(

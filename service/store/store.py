@@ -25,12 +25,17 @@ class Store(
     its work now; those that name a job, an adapter or a dataset raise NotFound.
     """
 
-    def __init__(self, url: str, *, max_attempts: int = 5) -> None:
+    def __init__(self, url: str, *, max_attempts: int = 5, retry_seconds: float = 5.0) -> None:
         super().__init__(url)
         self.max_attempts = max_attempts
+        self.retry_seconds = retry_seconds
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None) -> Store:
         """The store that the settings (default: this process's) name."""
         settings = settings or get_settings()
-        return cls(settings.database_url, max_attempts=settings.max_attempts)
+        return cls(
+            settings.database_url,
+            max_attempts=settings.max_attempts,
+            retry_seconds=settings.retry_seconds,
+        )

@@ -76,6 +76,7 @@ def test_each_of_fifty_sees_every_event_once_over_a_lost_attempt_and_a_restart(
 ) -> None:
     monkeypatch.setattr(feed, "KEEP_BYTES", 3000)  # a dozen events or two: many fall behind
     store = Store.from_settings(settings)
+    store.retry_seconds = 0
     worker = Worker(store)
     job = store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=60)[0].id
     restarted = threading.Event()

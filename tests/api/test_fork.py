@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from bridge_engine.checkpoint import MANIFEST, publish, sha256_of
 from service.artifacts import ArtifactStore
 from service.jobs.fork import merge_patch
 from service.settings import Settings
-from service.store import Artifact, Store
+from service.store import Artifact, Store, StoreUnavailable
 from service.store.artifacts import publication
+from service.store.models import RemainRow
 from tests.api.conftest import BRIDGE, Worker, connect, problem
 from worker.fetch import fetch
+from worker.sweep import sweep_remains
 
 
 @pytest.fixture
@@ -200,3 +203,37 @@ def test_a_fork_needs_no_disk_that_the_machines_share(
         run.mkdir(parents=True)
         fetch(run, job, store, artifacts, lambda work: work())
         assert (run / "init" / "state.json").read_text() == state
+
+
+def test_what_a_fork_published_that_was_never_written_is_swept(
+    settings: Settings, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that of one that was written is not."""
+    shared = settings.model_copy(update={"artifacts_url": f"file://{tmp_path / 'shared'}"})
+    artifacts = ArtifactStore(shared.artifacts_url)
+    with connect(shared) as client:
+        job_id = str(client.post("/jobs", json=BRIDGE).json()["id"])
+        worker = Worker(store)
+        worker.emit(job_id, worker.claim(job_id), worker.checkpoint(4, 0.5))
+        state = json.dumps({"spec": store.get_job(job_id).spec})
+        publish(
+            checkpoint(settings, job_id, 4),
+            lambda folder: (folder / "state.json").write_text(state),
+        )
+        made = fork(client, job_id, from_checkpoint=4)["id"]
+
+        def down(*_: object, **__: object) -> None:
+            raise StoreUnavailable("no database", reason="unreachable")
+
+        monkeypatch.setattr(Store, "create_job", down)
+        assert client.post(f"/jobs/{job_id}/fork", json={"from_checkpoint": 4}).status_code == 503
+    published = {path.name for path in (tmp_path / "shared").glob("job_*")}
+    assert made in published
+    assert len(published) == 2, "the row may have been written: it stays for now"
+    with store.write() as session:
+        session.execute(update(RemainRow).values(noted_at=1.0))
+    sweep_remains(store, artifacts)
+    assert [prefix for name in published for prefix in artifacts.publications(name)] == list(
+        artifacts.publications(made)
+    )
+    assert artifacts.publications(made)

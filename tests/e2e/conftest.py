@@ -84,6 +84,7 @@ def make_house(path: Path) -> House:
         "BRIDGE_LEASE_SECONDS": "4",
         "BRIDGE_HEARTBEAT_SECONDS": "1",
         "BRIDGE_RECONCILE_SECONDS": "1",
+        "BRIDGE_RETRY_SECONDS": "0.5",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "NO_COLOR": "1",
     }

@@ -92,9 +92,24 @@ def assert_all_is_well(house: House, jobs: list[str], undisturbed: Undisturbed) 
         _assert_complete(house, job, undisturbed)
     met = house.home / MARKS / VIOLATIONS
     assert not met.exists(), f"two engines ran one job at once:\n{met.read_text()}"
-    relayed = (house.home / "relay.log").read_text(errors="replace")
-    assert "Traceback" not in relayed, "the relay met what it does not know"
+    unknown = tracebacks((house.home / "relay.log").read_text(errors="replace"))
+    assert not unknown, "the relay met what it does not know:\n" + "\n".join(unknown)
     _assert_quiet(house)
+
+
+def tracebacks(log: str) -> list[str]:
+    """Each traceback in a log, with the line that led to it and the error it ends with."""
+    found: list[str] = []
+    before, inside = "", False
+    for line in log.splitlines():
+        if line.startswith("Traceback"):
+            found.append(f"{before}\n{line}")
+            inside = True
+        elif inside:
+            found[-1] += f"\n{line}"
+            inside = line.startswith(" ")
+        before = line
+    return found
 
 
 def _assert_complete(house: House, job: JobRow, undisturbed: Undisturbed) -> None:

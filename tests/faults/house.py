@@ -31,6 +31,7 @@ SETTINGS = {
     "HEARTBEAT_SECONDS": 0.5,
     "GRACE_SECONDS": 10,
     "RECONCILE_SECONDS": 0.5,
+    "RETRY_SECONDS": 0.05,  # doubled each time, and there are many in a row
     "RESEND_SECONDS": 3,
     "SILENCE_SECONDS": 4,
     "STALL_SECONDS": 120,

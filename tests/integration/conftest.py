@@ -73,6 +73,6 @@ def database_url(engine_name: str, request: pytest.FixtureRequest, tmp_path: Pat
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
-    store = Store(database_url, max_attempts=3)
+    store = Store(database_url, max_attempts=3, retry_seconds=0)
     yield store
     store.close()

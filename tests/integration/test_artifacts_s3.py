@@ -20,10 +20,12 @@ from service.artifacts import ArtifactStore, ArtifactsUnavailable, Damaged, Stor
 from service.settings import Settings
 from service.store import Store
 from service.store.artifacts import attempt_of
-from tests.support.jobs import submit, wait_until
+from tests.support.jobs import checkpoint, numbered, submit, wait_until
 from tests.support.s3 import KEYS, Gate
 from tests.support.scripted_engine import reward
 from worker.execute import execute_job
+from worker.lease import Lease
+from worker.publish import publishing
 from worker.sweep import sweep
 
 BUCKET = "bridge"
@@ -77,6 +79,7 @@ def at(tmp_path: Path, migrated_sqlite: Path, gate: Gate) -> Callable[..., Setti
             "lease_seconds": 30,
             "heartbeat_seconds": 0.2,
             "grace_seconds": 5,
+            "retry_seconds": 0.001,
             "poll_seconds": 0.05,
         }
         return Settings(**{**given, **changes})
@@ -195,6 +198,35 @@ def test_every_row_names_something_whole(
             assert is_whole(target)
     assert [c.step for c in store.checkpoints(job_id)] == list(steps)
     assert not (at("a").run_dir(job_id) / ".publishing").exists()
+
+
+def test_a_step_that_is_saved_again_is_published_anew_if_its_bytes_are_others(
+    store: Store, at: Callable[..., Settings], bucket: Bucket, tmp_path: Path
+) -> None:
+    job_id, settings, name = submit(store), at("a"), "step-000004"
+    claim = store.claim(job_id, "w:0", 60)
+    assert claim
+    run, published = settings.run_dir(job_id), []
+    with (
+        Lease(store, claim, settings, since=time.monotonic()) as lease,
+        publishing(store, claim, run, settings, lease) as publisher,
+    ):
+        assert publisher
+        for seq, weights in enumerate(("one", "two", "two"), 1):
+            for kind in ("checkpoints", "adapters"):
+                shutil.rmtree(run / kind / name, ignore_errors=True)
+                folder(run / kind / name, weights=weights)
+            (event,) = numbered(checkpoint(4), start=seq)
+            while (left := publisher.published(event)) is None:
+                time.sleep(0.02)
+            store.append_events(job_id, 1, [event], left)
+            published.append({one.prefix for one in left})
+    assert published[0].isdisjoint(published[1])
+    assert published[1] == published[2], "said again, not sent again"
+    row = store.artifact(job_id, f"adapters/{name}")
+    assert row
+    artifacts().get(Stored(row.prefix, row.sha256, row.bytes), tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "weights").read_text() == "two"
 
 
 def test_a_server_that_is_down_for_some_seconds_loses_nothing(

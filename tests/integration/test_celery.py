@@ -16,11 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
 
 from service.store import JobRow, Store
 from tests.support.jobs import submit, wait_until
 from tests.support.postgres import Postgres
 from tests.support.scripted_engine import reward
+from worker import relay
 
 REPOSITORY = Path(__file__).parents[2]
 CELERY = ["-m", "celery", "-A", "worker.tasks", "worker", "--loglevel", "INFO"]
@@ -54,6 +57,7 @@ def environment(database: str, redis_url: str, tmp_path: Path) -> dict[str, str]
         "BRIDGE_HEARTBEAT_SECONDS": "0.3",
         "BRIDGE_GRACE_SECONDS": "3",
         "BRIDGE_RECONCILE_SECONDS": "0.3",
+        "BRIDGE_RETRY_SECONDS": "0.1",
         "BRIDGE_RESEND_SECONDS": "1",
         "BRIDGE_POLL_SECONDS": "0.05",
     }
@@ -187,6 +191,48 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
             time.sleep(0.05)
         time.sleep(2.5)  # two times as long as it takes to miss a message
         assert len(waiting()) == 3, "messages that are there are not sent again and again"
+
+
+def _told(job_id: str) -> None:
+    """What the relay sends goes to a worker, of which there is none here."""
+
+
+def test_a_broker_that_answers_with_an_error_is_one_out_of_reach(
+    store: Store, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not let this user look does, and one that has no memory left, or no master."""
+    broker = redis.Redis.from_url(redis_url)
+    broker.acl_setuser(
+        "blind",
+        enabled=True,
+        passwords=["+p"],
+        keys=["*"],
+        channels=["*"],
+        commands=["+@all", "-exists", "-llen"],
+    )
+    blind = Celery(broker=redis_url.replace("//", "//blind:p@"), set_as_current=False)
+    monkeypatch.setattr(relay, "app", blind)
+    with pytest.raises(OperationalError, match="no permissions"):
+        relay.queue_lengths()
+    app = Celery(broker=redis_url, set_as_current=False)
+    monkeypatch.setattr(relay, "app", app)
+    monkeypatch.setattr(relay, "run_job", app.task(name="run_job")(_told))
+    submit(store)
+    broker.config_set("replica-serve-stale-data", "no")
+    broker.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(OperationalError, match="MASTER is down"):
+            relay.queue_lengths()
+    finally:
+        broker.replicaof("NO", "ONE")
+        broker.config_set("replica-serve-stale-data", "yes")
+    broker.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OperationalError, match="memory"):
+            relay.relay(store, 4)
+    finally:
+        broker.config_set("maxmemory", 0)
+    assert relay.relay(store, 4) == 1, "the message waited"
 
 
 def test_a_stopped_celery_worker_hands_its_job_back(

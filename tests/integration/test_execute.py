@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from bridge_engine import events as ev
@@ -22,7 +24,8 @@ from service.store import Store
 from tests.support.jobs import metric, numbered, submit, wait_until
 from tests.support.scripted_engine import reward
 from worker.execute import execute_job
-from worker.rundir import RUN_LOCK
+from worker.lease import Lease
+from worker.rundir import RUN_LOCK, note_start
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def settings(tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPa
         heartbeat_seconds=0.2,
         grace_seconds=1,
         poll_seconds=0.05,
+        retry_seconds=0.001,
     )
 
 
@@ -77,7 +81,7 @@ def test_a_short_outage_of_the_database_loses_nothing(store: Store, settings: Se
     assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 31)]
 
 
-def test_a_disk_without_room_for_a_checkpoint_fails_the_job_before_it_starts(
+def test_a_disk_without_room_for_a_checkpoint_ends_the_attempt_before_it_starts(
     store: Store, settings: Settings, tmp_path: Path
 ) -> None:
     disk = tmp_path / "small"
@@ -88,8 +92,9 @@ def test_a_disk_without_room_for_a_checkpoint_fails_the_job_before_it_starts(
     try:
         job_id = submit(store)
         there = settings.model_copy(update={"home": disk})
-        assert execute(job_id, store, there) == "failed"
-        error = store.get_job(job_id).error
+        assert execute(job_id, store, there) == "queued"
+        (attempt,) = store.attempts(job_id)
+        error = attempt.error
         assert error is not None
         assert (error["code"], error["retryable"]) == ("disk_full", True)
         assert re.search(
@@ -109,6 +114,61 @@ def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings
     thread.join()
     assert answer == ["stale"]
     assert store.requeue_expired() == [job_id]
+
+
+def test_an_engine_that_cannot_end_by_itself_is_killed_once_its_job_is_anothers(
+    store: Store, settings: Settings
+) -> None:
+    """One that stands still sees no deadline."""
+    settings = settings.model_copy(update={"lease_seconds": 3600, "heartbeat_seconds": 0.2})
+    job_id = submit(store, steps=1000, step_seconds=0.05)
+    thread, answer = in_thread(job_id, store, settings)
+    wait_until(store, job_id, lambda job: job.progress_step >= 2)
+    engine = psutil.Process(int((settings.run_dir(job_id) / "engine.pid").read_text()))
+    engine.suspend()
+    store.release(job_id, 1)
+    thread.join(60)
+    assert answer == ["stale"]
+    assert not engine.is_running()
+
+
+def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_when_it_was_answered(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer may be on its way for longer than the lease lasts that it tells of."""
+    settings = settings.model_copy(update={"lease_seconds": 0.5})
+    asked, heartbeat = [], Store.heartbeat
+
+    def slow(*given: Any) -> str:
+        asked.append(time.monotonic())
+        answer = heartbeat(*given)
+        time.sleep(2 * settings.lease_seconds)
+        return answer
+
+    monkeypatch.setattr(Store, "heartbeat", slow)
+    claim = store.claim(submit(store), "w:0", settings.lease_seconds)
+    assert claim
+    with Lease(store, claim, settings, since=time.monotonic()) as lease:
+        while len(asked) < 2:
+            time.sleep(0.01)
+        assert lease.lost
+
+
+def test_a_worker_hears_that_its_job_is_anothers_long_before_its_lease_ends(
+    store: Store, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"lease_seconds": 3600})
+    job_id = submit(store)
+    claim = store.claim(job_id, "w:0", settings.lease_seconds)
+    assert claim
+    with Lease(store, claim, settings, since=time.monotonic()) as lease:
+        assert not lease.lost
+        store.release(job_id, claim.attempt)
+        assert store.claim(job_id, "other:0", settings.lease_seconds)
+        until = time.monotonic() + 60
+        while not lease.lost:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_a_run_that_had_ended_is_not_run_again(store: Store, settings: Settings) -> None:
@@ -135,6 +195,44 @@ def test_what_an_attempt_said_last_is_heard_by_the_next(store: Store, settings: 
     assert error["code"] == "not_finite"
 
 
+def given_up(store: Store, settings: Settings) -> Path:
+    """The run directory of a job that was retried after it had been given up: its engine's last
+    word is in it, and nobody has heard it."""
+    store.max_attempts = 1
+    job_id = submit(store)
+    claim = store.claim(job_id, "lost", 60)
+    assert claim
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    note_start(run, claim.job)
+    writer = ev.EventWriter(run)
+    writer.emit(metric(1))
+    writer.emit(ev.Failed(step=1, category="user", code="not_finite", message="no number"))
+    lost = {"category": "infra", "code": "worker_lost", "message": "lost."}
+    assert store.release(job_id, 1, lost).status == "failed"
+    store.request(job_id, "retry")
+    return run
+
+
+def test_a_retry_does_not_end_as_the_attempt_before_it_did_unheard(
+    store: Store, settings: Settings
+) -> None:
+    job_id = given_up(store, settings).name
+    assert execute(job_id, store, settings) == "succeeded"
+    seqs = [event.seq for event in store.events_after(job_id)]
+    assert seqs == list(range(1, len(seqs) + 1)), "what it had said is kept all the same"
+
+
+def test_what_the_retry_itself_said_last_is_heard(store: Store, settings: Settings) -> None:
+    run = given_up(store, settings)
+    note_start(run, store.get_job(run.name))
+    ev.EventWriter(run).emit(ev.Failed(step=1, category="user", code="bad_data", message="no good"))
+    assert execute(run.name, store, settings) == "failed"
+    error = store.get_job(run.name).error
+    assert error
+    assert error["code"] == "bad_data"
+
+
 def test_two_engines_never_share_a_run_directory(store: Store, settings: Settings) -> None:
     import fcntl
 
@@ -158,24 +256,23 @@ def test_a_full_disk_is_told(
 
     monkeypatch.setattr("worker.execute.prepare", full)
     job_id = submit(store)
-    assert execute(job_id, store, settings) == "failed"
-    error = store.get_job(job_id).error
-    assert error
-    assert (error["category"], error["code"]) == ("infra", "disk_full")
+    assert execute(job_id, store, settings) == "queued"
+    (attempt,) = store.attempts(job_id)
+    assert attempt.error
+    assert (attempt.error["category"], attempt.error["code"]) == ("infra", "disk_full")
 
 
-def test_a_full_disk_that_the_engine_tells_of_is_not_tried_again_and_again(
+def test_a_full_disk_that_the_engine_tells_of_is_another_workers_chance_and_ends_the_job_at_last(
     store: Store, settings: Settings
 ) -> None:
-    job_id = submit(store)
-    run = settings.run_dir(job_id)
-    run.mkdir(parents=True)
-    full = ev.Failed(step=1, category="infra", code="disk_full", message="full", retryable=True)
-    ev.EventWriter(run).emit(full)
-    assert execute(job_id, store, settings) == "failed"
+    store.max_attempts = 2
+    job_id = submit(store, full_at=2)  # before there is a checkpoint
+    for status in ("queued", "failed"):
+        assert execute(job_id, store, settings) == status
     job = store.get_job(job_id)
     assert job.error
-    assert (job.attempt, job.error["code"], job.error["retryable"]) == (1, "disk_full", True)
+    assert (job.attempt, job.error["code"], job.error["retryable"]) == (2, "disk_full", True)
+    assert job.error["message"].startswith("full Given up: it broke down 2 times")
 
 
 def test_an_event_that_makes_no_sense_is_told(store: Store, settings: Settings) -> None:

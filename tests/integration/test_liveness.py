@@ -259,7 +259,7 @@ def test_a_clock_that_was_set_back_hides_no_waiting_job(store: Store) -> None:
     with store.write() as session:
         session.execute(update(OutboxRow).values(sent_at=tomorrow))
         session.execute(update(JobRow).values(queued_at=tomorrow))
-    assert store.overdue_job(60) == job_id
+    assert store.overdue_job(60, "w:0") == job_id
     assert store.resend_unclaimed(30) == 1
     assert [again.id for again in store.outbox_batch()] == [message.id]
 

@@ -364,6 +364,18 @@ def test_a_run_that_ends_before_it_hears_of_the_cancel_has_succeeded(store: Stor
     assert store.finish(job_id, 1, "succeeded", result={"x": 1}).status == "succeeded"
 
 
+@pytest.mark.parametrize("status", ["running", "pausing"])
+def test_no_worker_ends_a_job_as_cancelled_that_nobody_wants_cancelled(
+    store: Store, status: str
+) -> None:
+    job_id = run_to(store, status)
+    with pytest.raises(StaleAttempt):
+        store.finish(job_id, 1, "cancelled")
+    assert store.get_job(job_id).status == status
+    assert store.request_cancel(job_id).status == "cancelling"
+    assert store.finish(job_id, 1, "cancelled").status == "cancelled"
+
+
 # --------------------------------------------------------------------------- the outbox
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from bridge_engine import events as ev
+from bridge_engine.checkpoint import publish
 from bridge_engine.spec import TrainSpec
+from service.artifacts import ArtifactStore
+from service.artifacts.removal import remove
+from service.settings import Settings
 from service.store import Artifact, Conflict, NotFound, StaleAttempt, Store
 from service.store.artifacts import publication
-from service.store.models import Row
+from service.store.models import RemainRow, Row
 from tests.support.jobs import LONG, checkpoint, metric, numbered, run_to, sample, spec, submit
+from worker.sweep import LINGERS_SECONDS, sweep_remains
 
 
 def published(step: int, attempt: int = 1) -> list[Artifact]:
@@ -153,6 +160,41 @@ def test_a_deleted_job_is_gone_for_everybody_and_then_altogether(store: Store) -
     again, created = store.create_job(spec(), total_steps=10, idempotency_key="once")
     assert created
     assert again.id != job.id
+
+
+def folder_with(path: Path, text: str) -> Path:
+    publish(path, lambda folder: (folder / "weights").write_text(text))
+    return path
+
+
+def test_what_an_upload_still_brings_of_a_deleted_job_is_swept(
+    store: Store, tmp_path: Path
+) -> None:
+    """Its engine's worker was cut off in the middle, and wakes after everything was removed."""
+    settings = Settings(home=tmp_path, artifacts_url=f"file://{tmp_path / 'shared'}")
+    artifacts, folder = ArtifactStore(settings.artifacts_url), folder_with(tmp_path / "a", "1")
+    deleted, kept = run_to(store, "succeeded"), run_to(store, "succeeded")
+    elsewhere = "job_of_another_database"
+    for job_id in (deleted, kept, elsewhere):
+        artifacts.put(folder, publication(job_id, "adapters/step-000002", 1, "b" * 64))
+    store.mark_deleted(deleted)
+    remove(deleted, store, settings)
+    assert artifacts.publications(deleted) == set()
+    artifacts.put(folder, publication(deleted, "adapters/step-000004", 1, "c" * 64))
+    sweep_remains(store, artifacts)
+    assert artifacts.publications(deleted), "the upload may still go on"
+    grow_old(store)
+    sweep_remains(store, artifacts)
+    assert artifacts.publications(deleted) == set()
+    assert store.remains(0) == []
+    assert artifacts.publications(kept)
+    assert artifacts.publications(elsewhere)
+
+
+def grow_old(store: Store) -> None:
+    """All remains were noted long ago."""
+    with store.write() as session:
+        session.execute(update(RemainRow).values(noted_at=RemainRow.noted_at - LINGERS_SECONDS))
 
 
 def test_a_job_that_was_not_marked_is_not_forgotten(store: Store) -> None:

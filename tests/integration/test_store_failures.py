@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import text
 
 from service.store import NotFound, Store, StoreUnavailable
 from tests.support.jobs import spec
+from tests.support.postgres import Postgres
 
 
 def test_datasets_are_listed_newest_first(store: Store) -> None:
@@ -34,6 +36,42 @@ def test_unreachable_postgres_says_so_without_the_password() -> None:
         Store("postgresql://user:secret@127.0.0.1:1/bridge").ping()
     assert refused.value.reason == "unreachable"
     assert "secret" not in refused.value.message
+
+
+def test_a_postgres_that_stands_still_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel takes the connection, and nobody says a word on it."""
+    monkeypatch.setattr("service.store.database.CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as standing:
+        url = f"postgresql://user:secret@127.0.0.1:{standing.getsockname()[1]}/bridge"
+        with pytest.raises(StoreUnavailable, match="timeout") as refused:
+            Store(url).ping()
+    assert refused.value.reason == "unreachable"
+
+
+def test_a_connection_that_was_lost_as_it_lay_idle_costs_nobody_anything(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(postgres.migrated())
+    monkeypatch.setattr("service.store.database.FRESH_SECONDS", 0)
+    for _ in range(2):
+        store.ping()
+        cut_off_others(postgres)
+    store.ping()
+    monkeypatch.setattr("service.store.database.FRESH_SECONDS", 60)
+    cut_off_others(postgres)
+    with pytest.raises(StoreUnavailable) as refused:
+        store.ping()
+    assert refused.value.reason == "unreachable"
+    store.ping()
+    store.close()
+
+
+def cut_off_others(postgres: Postgres) -> None:
+    """Ends every connection to the database of the tests."""
+    other = Store(postgres.migrated())
+    here = "datname = current_database() AND pid <> pg_backend_pid()"
+    execute(other, f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {here}")
+    other.close()
 
 
 def test_locked_sqlite_says_so(migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,7 @@ def test_the_store_does_what_the_model_does(
                 url = f"sqlite:///{file}"
             else:
                 url = request.getfixturevalue("postgres").migrated()
-            self.store = Store(url, max_attempts=MAX_ATTEMPTS)
+            self.store = Store(url, max_attempts=MAX_ATTEMPTS, retry_seconds=0)
 
         def teardown(self) -> None:
             self.store.close()

@@ -9,6 +9,8 @@ import pytest
 from sqlalchemy import select, update
 
 from service.store import JobRow, NotFound, Offer, OutboxRow, ProjectRow, Store
+from service.store.database import epoch_now
+from service.store.leases import LONGEST_BACKOFF, backoff
 from service.store.queues import QUEUES
 from tests.support.jobs import LONG, in_parallel, submit
 
@@ -81,6 +83,117 @@ def test_a_job_without_a_wish_gets_a_gpu_where_there_is_one(store: Store) -> Non
     assert store.claim_next("w", LONG, Offer(gpus=1, free=0)) is None
     assert store.attempts(first)[0].gpus == 1
     assert store.get_job(second).status == "queued"
+
+
+# --------------------------------------------------------------------------- what broke down
+
+BROKE = {"category": "infra", "code": "engine_killed", "message": "killed."}
+FULL = {"category": "infra", "code": "disk_full", "message": "no room."}
+
+
+def break_down(store: Store, job_id: str, worker: str = "w:0", error: Any = BROKE) -> JobRow:
+    """A worker takes the job and gives it back as broken down (or, without an error, in order)."""
+    claim = store.claim(job_id, worker, LONG)
+    assert claim
+    return store.release(job_id, claim.attempt, error)
+
+
+def test_each_breakdown_in_a_row_doubles_the_wait_and_a_random_part_is_taken_off() -> None:
+    for times in range(1, 20):
+        waits = {backoff(5.0, times) for _ in range(50)}
+        longest = min(5.0 * 2 ** (times - 1), LONGEST_BACKOFF)
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+    assert backoff(5.0, 10_000) <= LONGEST_BACKOFF
+
+
+def test_a_job_that_broke_down_is_offered_to_nobody_until_its_time_has_come(store: Store) -> None:
+    store.retry_seconds = 60
+    with store.read() as session:
+        before = session.scalar(select(epoch_now())) or 0.0
+    job_id, other = submit(store), submit(store)
+    job = break_down(store, job_id)
+    assert job.status == "queued"
+    assert job.not_before is not None
+    assert 30 <= job.not_before - before < 90
+    assert claimed(store, 2) == [other, None]
+    assert store.claim(job_id, "w:0", LONG) is None, "a message too many is no way around"
+    assert send(store) == []
+    assert store.overdue_job(0, "w:0") is None
+    store.announce_worker("w", QUEUES, gpus=8, slots=1, seconds=LONG)
+    said = store.waiting_for([store.get_job(job_id)])[job_id]
+    assert said == f"its next try at {job.retry_at:%H:%M:%S} UTC, as attempt 1 broke down: killed."
+    with store.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=before))
+        session.execute(update(OutboxRow).values(not_before=None))
+    assert store.waiting_for([store.get_job(job_id)])[job_id] == "a free worker"
+    assert send(store) == [job_id]
+    claim = store.claim(job_id, "w:0", LONG)
+    assert claim
+    assert claim.job.not_before is None
+
+
+def test_a_job_that_was_handed_back_in_order_waits_for_nothing(store: Store) -> None:
+    store.retry_seconds = 60
+    job_id = submit(store)
+    assert break_down(store, job_id, error=None).not_before is None
+    assert claimed(store, 1) == [job_id]
+
+
+def test_a_lost_worker_counts_as_a_breakdown(store: Store) -> None:
+    store.retry_seconds = 60
+    job_id = submit(store)
+    store.claim(job_id, "w:0", -1)
+    assert store.requeue_expired() == [job_id]
+    assert store.get_job(job_id).retry_at is not None
+    assert claimed(store, 1) == [None]
+
+
+def test_an_owner_who_asks_need_not_wait(store: Store) -> None:
+    store.retry_seconds = 60
+    resumed, paused, retried = submit(store), submit(store), submit(store)
+    for job_id in (resumed, paused):
+        break_down(store, job_id)
+    store.request(resumed, "resume")
+    store.request(paused, "pause")
+    assert store.get_job(paused).retry_at is None, "it is not tried again by itself"
+    store.request(paused, "resume")
+    break_down(store, retried)
+    store.request(retried, "cancel")
+    store.request(retried, "retry")
+    assert claimed(store, 4) == [resumed, paused, retried, None]
+
+
+def test_a_worker_without_room_for_a_job_leaves_it_to_others_that_live(store: Store) -> None:
+    for name in ("a", "b", "c"):
+        store.announce_worker(name, ["any", "cpu"], gpus=0, slots=2, seconds=LONG)
+    store.announce_worker("d", ["gpu"], gpus=1, slots=2, seconds=LONG)
+    job_id, next_one = submit(store), submit(store)
+
+    def may(worker: str) -> bool:
+        return store.overdue_job(0, f"{worker}:0") == job_id
+
+    assert [may(name) for name in "abc"] == [True, True, True]
+    break_down(store, job_id, "a:0", FULL)
+    assert [may(name) for name in "abc"] == [False, True, True]
+    assert store.claim(job_id, "a:1", LONG) is None, "nor to another slot of the same"
+    assert store.overdue_job(0, "a:1") == next_one, "it is not held up by the job it cannot have"
+    break_down(store, job_id, "b:0", FULL)
+    assert [may(name) for name in "abc"] == [False, False, True]
+    store.retire_worker("c")
+    assert [may(name) for name in "ab"] == [True, True], "one that lives is better than none"
+    job = break_down(store, job_id, "a:0", FULL)
+    assert (job.status, job.error and job.error["code"]) == ("failed", "disk_full")
+    store.request(job_id, "retry")
+    store.announce_worker("c", ["any"], gpus=0, slots=1, seconds=LONG)
+    assert may("a"), "its owner may have made room"
+
+
+def test_a_breakdown_for_another_reason_may_be_tried_by_the_same_worker(store: Store) -> None:
+    for name in ("a", "b"):
+        store.announce_worker(name, ["any"], gpus=0, slots=2, seconds=LONG)
+    job_id = submit(store)
+    break_down(store, job_id, "a:0", BROKE)
+    assert store.claim(job_id, "a:0", LONG)
 
 
 # --------------------------------------------------------------------------- quotas

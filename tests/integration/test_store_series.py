@@ -155,6 +155,17 @@ def test_a_resume_takes_what_was_summed_up_of_void_steps_along(store: Store) -> 
     assert got == sorted(thinned(points, 20).items())
 
 
+def test_a_resume_takes_them_along_though_the_next_figure_of_its_batch_is_far_ahead(
+    store: Store,
+) -> None:
+    job_id = run_to(store, "running")
+    store.append_events(job_id, 1, numbered(*(metric(s, reward=1.0 + s) for s in range(300))))
+    ahead = numbered(ev.Resume(step=89), metric(200, reward=0.0), start=301)
+    store.append_events(job_id, 1, ahead)
+    points: dict[int, float | None] = {step: 1.0 + step for step in range(90)}
+    check_rollups(store, job_id, {"reward": points | {200: 0.0}})
+
+
 def test_jobs_from_before_there_were_rollups_are_thinned_alike(store: Store) -> None:
     """And are summed up with the next figures that come in."""
     job_id = run_to(store, "running")

@@ -50,6 +50,7 @@ def start(home: Path) -> Iterator[Start]:
             "HEARTBEAT_SECONDS": 0.2,
             "GRACE_SECONDS": 3,
             "RECONCILE_SECONDS": 0.2,
+            "RETRY_SECONDS": 0.1,
             "POLL_SECONDS": 0.05,
             **settings,
         }

@@ -11,6 +11,7 @@ the job's name; all times in seconds:
     fail_at        reports figures that are not numbers, then an error, after this step
     hang_at        stops doing anything after this step
     eat_at         takes memory after this step until there is none, every time
+    full_at        reports that the disk is full after this step, every time
     lose_at        reports that a rank was lost after this step, the first time it gets there
     ignore_term    does not hear SIGTERM
     weight_bytes   size of an adapter's weights, beyond a few (0)
@@ -32,7 +33,7 @@ from typing import Any
 
 from bridge_engine import events as ev
 from bridge_engine import failpoints, lifeline
-from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder
+from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder, step_folders
 
 
 def reward(step: int) -> float:
@@ -83,7 +84,7 @@ class ScriptedEngine:
         self.stopping = True
 
     def _resume(self) -> int:
-        saved = sorted((self.run / "checkpoints").glob("step-*"))
+        saved = step_folders(self.run / "checkpoints")
         step = int(saved[-1].name.removeprefix("step-")) if saved else 0
         if self.writer.path.exists():
             self.writer.emit(ev.Resume(step=step))
@@ -142,6 +143,10 @@ class ScriptedEngine:
                     param="optimizer.student_lr",
                 )
             )
+            return ev.EXIT_FAILED
+        if script.get("full_at") == step:
+            full = {"category": "infra", "code": "disk_full", "message": "full"}
+            self.writer.emit(ev.Failed(step=step, retryable=True, **full))
             return ev.EXIT_FAILED
         if script.get("lose_at") == step and not marker.exists():
             marker.touch()

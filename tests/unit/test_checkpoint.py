@@ -144,6 +144,19 @@ def test_old_checkpoints_and_leftovers_are_pruned(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000005"]
 
 
+def test_steps_go_by_number_when_their_names_grow_longer(tmp_path):
+    """`step-1000000` sorts before `step-999999` as a text."""
+    for step in (1_000_000, 999_999, 5, 10_000_000):
+        name = checkpoint.step_folder(step)
+        checkpoint.publish(tmp_path / name, lambda folder: (folder / "a").write_text("x"))
+    (tmp_path / "step-x").mkdir()
+    newest, torn = checkpoint.newest_whole(tmp_path)
+    assert (newest.name, torn) == ("step-10000000", [])
+    checkpoint.prune(tmp_path, keep=2)
+    left = {folder.name for folder in tmp_path.glob("step-*")}
+    assert left == {"step-10000000", "step-1000000", "step-x"}
+
+
 def test_the_best_checkpoint_is_never_pruned(tmp_path):
     for step in range(1, 6):
         checkpoint.publish(tmp_path / checkpoint.step_folder(step), fill("x"))

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.store import QUEUES, REQUESTS, STATUSES, TERMINAL, TRANSITIONS, Offer, new_id
-from service.store.database import clean, database_url
+from service.store.database import clean, database_url, load_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(VALUES, st.booleans())
+def test_stored_json_is_read_as_the_standard_library_reads_it(value: object, ascii: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii)
+    assert repr(load_json(text)) == repr(json.loads(text)), "to the last bit, keys in their order"
+
+
+def test_half_a_surrogate_pair_is_read_as_it_was_written() -> None:
+    assert load_json(r'{"text": "\ud83d"}') == {"text": "\ud83d"}
 
 
 def test_every_state_can_be_left_or_is_an_end() -> None:
