@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bridge_engine.errors import EngineError
+from bridge_engine.products import linear
 from bridge_engine.seeding import generator
 from bridge_engine.spec import LoraSpec
 from bridge_engine.spec_errors import did_you_mean
@@ -32,7 +32,10 @@ class LoraLinear(nn.Module):
         self.A = nn.ParameterDict()
         self.B = nn.ParameterDict()
         self.active: tuple[str, ...] = ()
+        self.merging: torch.dtype | None = None
+        """While the adapters are merged: the dtype of W + ΔW."""
         self.merged: Tensor | None = None
+        """W + ΔW, once it has been multiplied with."""
 
     def add(self, name: str, rank: int, rng: torch.Generator) -> None:
         """A new adapter that changes nothing yet: A uniform as PEFT draws it, B zero. float32."""
@@ -55,10 +58,13 @@ class LoraLinear(nn.Module):
         return (b @ a) * self.scale
 
     @torch.no_grad()
-    def merge(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
-        """Computes W + ΔW beside W, in the dtype of W or another: exact to rounding in float32, to
-        about three digits in bfloat16."""
-        self.merged = self.merged_weight(names).to(dtype or self.base.weight.dtype)
+    def weight_in_use(self) -> Tensor:
+        """W + ΔW of what is in use, in the dtype of W or the one asked for: exact to rounding in
+        float32, to about three digits in bfloat16."""
+        dtype = self.merging or self.base.weight.dtype
+        if not self.active:
+            return self.base.weight.detach().to(dtype)
+        return self.merged_weight(self.active).to(dtype)
 
     def merged_weight(self, names: Sequence[str]) -> Tensor:
         """W + ΔW, float32 at least."""
@@ -69,16 +75,12 @@ class LoraLinear(nn.Module):
         return weight.to(delta.dtype) + delta
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.merged is not None:
-            return F.linear(x, self.merged, self.base.bias)
-        y: Tensor = self.base(x)
-        if self.active:
-            a, b = self.stacked(self.active)
-            # scaled while it is narrow, and added within the product: y is as wide as the layer
-            narrow = F.linear(x, a.to(x.dtype)) * self.scale
-            rows, wide = narrow.flatten(0, -2), y.flatten(0, -2)
-            y = torch.addmm(wide, rows, b.to(x.dtype).t()).view_as(y)
-        return y
+        if self.merging is not None:
+            if self.merged is None:
+                self.merged = self.weight_in_use()
+            return linear(x, self.merged, self.base.bias)
+        adapter = self.stacked(self.active) if self.active else None
+        return linear(x, self.base.weight, self.base.bias, adapter, self.scale)
 
 
 class AdaptedModel:
@@ -165,18 +167,18 @@ class AdaptedModel:
     ) -> Iterator[None]:
         """Within: the forward pass is that of the base with these adapters (none: the bare base).
 
-        `merged` computes W + ΔW once per layer, in `dtype` if one is given, and runs on that: no
-        gradients, no extra kernels.
+        `merged` runs on W + ΔW, in `dtype` if one is given: no gradients, no extra kernels. A layer
+        computes it when it is first needed, and keeps it.
         """
         try:
             for layer in self.layers.values():
                 layer.active = names
                 if merged and (names or dtype is not None):
-                    layer.merge(names, dtype)
+                    layer.merging = dtype or layer.base.weight.dtype
             yield
         finally:
             for layer in self.layers.values():
-                layer.active, layer.merged = (), None
+                layer.active, layer.merging, layer.merged = (), None, None
 
 
 def _is_adapter(path: str) -> bool:

@@ -12,17 +12,15 @@ batch: the same row gets the same randomness however the batch is cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
-from bridge_engine.logits import head_logits
-from bridge_engine.rollout.decoding import RoomyLayer, decoding, is_plain
+from bridge_engine.rollout import lean
+from bridge_engine.rollout.decoding import Decoder, Prompts
 
 BLOCK = 256
 """Tokens of the vocabulary that are looked at together."""
@@ -80,6 +78,7 @@ def sample(
         else torch.rand(total, params.max_new_tokens, generator=generator)
     )
     completions = {row: Completion() for row in (range(total) if rows is None else rows)}
+    decoder, device = lean.decoder(model), next(model.parameters()).device
     # prompts of like length together: less padding; the order of the answers is the caller's
     ordered = sorted(completions, key=lambda row: len(prompts[row // repeats]))
     for start in range(0, len(ordered), batch_size):
@@ -87,12 +86,12 @@ def sample(
         distinct = list(dict.fromkeys(row // repeats for row in chosen))
         places = {prompt: place for place, prompt in enumerate(distinct)}
         _decode(
-            model,
+            decoder,
             [prompts[i] for i in distinct],
             [places[row // repeats] for row in chosen],
             params,
             [completions[row] for row in chosen],
-            uniforms_RT[chosen],
+            uniforms_RT[chosen].to(device),
             frozenset(eos_ids),
             pad_id,
         )
@@ -100,7 +99,7 @@ def sample(
 
 
 def _decode(
-    model: Any,
+    decoder: Decoder,
     prompts: list[Sequence[int]],
     prompt_of_row: list[int],
     params: SamplingParams,
@@ -110,38 +109,14 @@ def _decode(
     pad_id: int,
 ) -> None:
     """One batch: a prefill over the distinct prompts, then one token a row at a time."""
-    device = next(model.parameters()).device
-    longest, count = max(map(len, prompts)), params.max_new_tokens
-    tokens = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros(len(prompts), longest + count, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = True
-    mask = mask.to(device)
-    cache = DynamicCache(config=model.config)
-    hidden_BLD = model.base_model(
-        input_ids=tokens.to(device),
-        attention_mask=mask[:, :longest],
-        position_ids=(mask[:, :longest].cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    device = uniforms_RT.device
+    read = Prompts.of(prompts, pad_id=pad_id, device=device)
     rows_R = torch.tensor(prompt_of_row, device=device)
-    hidden_RD, mask = hidden_BLD[rows_R, -1], mask[rows_R]
-    positions_R = mask[:, :longest].sum(1)
-    plain = is_plain(model, cache)
-    if plain:
-        cache.layers = [RoomyLayer(layer, rows_R, count) for layer in cache.layers]
-        mask = torch.zeros(mask.shape, dtype=hidden_RD.dtype, device=device).masked_fill_(
-            ~mask, -torch.inf
-        )[:, None, None]
-    elif len(prompt_of_row) > len(prompts):
-        cache.batch_select_indices(rows_R)
-    uniforms_RT = uniforms_RT.to(device)
+    logits_RV = decoder.start(read, rows_R, params.max_new_tokens)
     alive = list(completions)
 
-    for step in range(count):
-        drawn_R, logprobs_R = _draw(head_logits(model, hidden_RD), params, uniforms_RT[:, step])
+    for step in range(params.max_new_tokens):
+        drawn_R, logprobs_R = _draw(logits_RV, params, uniforms_RT[:, step])
         keep: list[int] = []
         for row, (token, logprob) in enumerate(
             zip(drawn_R.tolist(), logprobs_R.tolist(), strict=True)
@@ -152,22 +127,14 @@ def _decode(
             completion.finished = token in eos_ids
             if not completion.finished:
                 keep.append(row)
-        if not keep or step + 1 == count:
+        if not keep or step + 1 == params.max_new_tokens:
             return
         if len(keep) < len(alive):
             keep_R = torch.tensor(keep, device=device)
-            cache.batch_select_indices(keep_R)
+            decoder.keep(keep_R)
             alive = [alive[row] for row in keep]
-            mask, drawn_R = mask[keep_R], drawn_R[keep_R]
-            positions_R, uniforms_RT = positions_R[keep_R], uniforms_RT[keep_R]
-        with decoding(model) if plain else nullcontext():
-            hidden_RD = model.base_model(
-                input_ids=drawn_R.unsqueeze(1),
-                attention_mask=mask[..., : longest + step + 1],
-                position_ids=(positions_R + step).unsqueeze(1),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            drawn_R, uniforms_RT = drawn_R[keep_R], uniforms_RT[keep_R]
+        logits_RV = decoder.step(drawn_R)
 
 
 def _draw(logits_RV: Tensor, params: SamplingParams, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,6 +172,8 @@ def inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
     In two looks, which block of the vocabulary and where in it: to cumulate fifty thousand weights
     in float64, one row after another, takes longer than all the rest of the draw.
     """
+    if weights_RV.shape[-1] <= BLOCK:
+        return _search(weights_RV, uniforms_R1.double())[0]
     padded_RV = F.pad(weights_RV, (0, -weights_RV.shape[-1] % BLOCK))
     blocks_RNK = padded_RV.view(len(padded_RV), -1, BLOCK)
     block_R1, uniforms_R1 = _search(blocks_RNK.sum(-1), uniforms_R1.double())
