@@ -91,9 +91,9 @@ class AdaptedModel:
         self.lora = lora
         self.names: list[str] = []
         self.layers: dict[str, LoraLinear] = {}
-        for path, linear in _target_layers(model, lora.target_modules):
+        for path, base in _target_layers(model, lora.target_modules):
             parent_path, _, leaf = path.rpartition(".")
-            layer = LoraLinear(linear, lora.alpha / lora.rank)
+            layer = LoraLinear(base, lora.alpha / lora.rank)
             setattr(model.get_submodule(parent_path), leaf, layer)
             self.layers[path] = layer
         if not self.layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from typing import Any
@@ -16,12 +17,16 @@ from bridge_engine.policy import SMALL_MODEL
 from bridge_engine.ranks import World
 from bridge_engine.spec import TrainSpec
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""From glibc's malloc.h."""
+
 
 def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
     """Sets threads and determinism; returns what a reader needs to repeat the run."""
     world = world or World()
     threads = spec.runtime.threads or _default_threads(spec.model, world)
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # nothing here reads memory that it has not written, so that filling it beforehand buys nothing
@@ -40,6 +45,17 @@ def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
         "threads": threads,
         "processes": world.size,
     }
+
+
+def _keep_freed_memory() -> None:
+    """Of glibc: what is freed is kept for the next tensor. Otherwise the large ones of every pass
+    are given back and asked for again, and the kernel clears each of their pages."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    most = 2**31 - 1
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, most)
 
 
 def _default_threads(model: str, world: World) -> int:

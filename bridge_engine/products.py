@@ -53,7 +53,7 @@ class _Linear(torch.autograd.Function):
         b: Tensor | None,
         scale: float,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.flatten(0, -2)
         y = _product(rows, weight, bias)
         narrow = None
         if a is not None and b is not None:
@@ -61,13 +61,13 @@ class _Linear(torch.autograd.Function):
             y.addmm_(narrow, b.to(x.dtype).t())
         ctx.save_for_backward(rows, weight, a, b, narrow)
         ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, narrow = ctx.saved_tensors
         for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-        g = gradient.reshape(-1, gradient.shape[-1])
+        g = gradient.flatten(0, -2)
         x_ = _product(g, weight.t()) if for_x else None
         weight_ = g.t() @ rows if for_weight else None
         bias_ = g.sum(0) if for_bias else None
@@ -78,7 +78,7 @@ class _Linear(torch.autograd.Function):
             b_ = (narrow.t() @ g).t().to(b.dtype)  # gᵀ · narrow takes several times as long
             if x_ is not None:
                 x_.addmm_(back, a.to(g.dtype))
-        shaped = None if x_ is None else x_.view(*gradient.shape[:-1], -1)
+        shaped = None if x_ is None else x_.view(*gradient.shape[:-1], weight.shape[1])
         return shaped, weight_, bias_, a_, b_, None
 
 
@@ -103,7 +103,7 @@ def pack(
 
     def product(x: Tensor) -> Sequence[Tensor]:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return y.split(widths, -1)
+        return torch.split(y, widths, -1)
 
     return product
 

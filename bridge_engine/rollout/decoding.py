@@ -33,9 +33,7 @@ class Prompts:
     """True on real tokens."""
 
     @classmethod
-    def of(
-        cls, prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-    ) -> Prompts:
+    def of(cls, prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> Prompts:
         """From lists of token ids."""
         longest = max(map(len, prompts))
         tokens_PL = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts])

@@ -146,15 +146,25 @@ class _Block:
         self.length += 1
         k_NLE, v_NLE = (kept.flatten(0, 1)[:, : self.length] for kept in self.cache)
         # the query heads of one key head stand as a sequence of queries
-        q_NGE = q_RHE.reshape(len(k_NLE), -1, self.depth)
-        scores_NGL = torch.baddbmm(bias_NGL, q_NGE, k_NLE.transpose(1, 2), alpha=self.scale)
-        attended_NGE = torch.bmm(torch.softmax(scores_NGL, -1), v_NLE)
-        return self._rest(x_RD, attended_NGE.view(len(x_RD), -1))
+        q_NGE = q_RHE.reshape(len(bias_NGL), -1, self.depth)
+        return self._rest(x_RD, self._attend(q_NGE, k_NLE, v_NLE, bias_NGL).view(len(x_RD), -1))
+
+    def _attend(self, q_NGE: Tensor, k_NLE: Tensor, v_NLE: Tensor, bias_NGL: Tensor) -> Tensor:
+        """N × G × E. Written out it is faster on a CPU for so few queries; in less than float32 the
+        scores would lose digits that torch's own attention keeps."""
+        if q_NGE.dtype == torch.float32 and q_NGE.device.type == "cpu":
+            scores_NGL = torch.baddbmm(bias_NGL, q_NGE, k_NLE.transpose(1, 2), alpha=self.scale)
+            return torch.bmm(torch.softmax(scores_NGL, -1), v_NLE)
+        y_1NGE = F.scaled_dot_product_attention(
+            q_NGE[None], k_NLE[None], v_NLE[None], attn_mask=bias_NGL[None], scale=self.scale
+        )
+        return y_1NGE[0]
 
     def _heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of each token: … × heads × depth."""
         q, k, v = (
-            part.unflatten(-1, (-1, self.depth)) for part in self.qkv(_normed(x, self.norm_in))
+            part.view(*part.shape[:-1], -1, self.depth)
+            for part in self.qkv(_normed(x, self.norm_in))
         )
         if self.norm_q is not None:
             q, k = _normed(q, self.norm_q), _normed(k, self.norm_k)
@@ -215,7 +225,7 @@ def _is_known(model: Any) -> bool:
 
 def _has_weight(layer: LoraLinear) -> bool:
     """Is what it computes one product, not that of a base and of adapters beside it?"""
-    return not layer.active or layer.merging
+    return not layer.active or layer.merging is not None
 
 
 @torch.no_grad()
@@ -233,4 +243,5 @@ def _agrees(model: Any) -> bool:
     for layer in model.modules():
         if isinstance(layer, LoraLinear):
             layer.merged = None  # two copies of the weights at once would be one too many
-    return bool((logits(LeanDecoder(model)) - expected).norm() <= 1e-2 * expected.norm())
+    limit = 1e-3 if model.dtype == torch.float32 else 1e-1  # two ways round differently
+    return bool((logits(LeanDecoder(model)) - expected).norm() <= limit * expected.norm())
