@@ -32,14 +32,14 @@ def linear(
     """x · weightᵀ + bias + scale · (x · Aᵀ) · Bᵀ, with the adapter (A: rank × in, B: out × rank)
     multiplied in the dtype of x."""
     if torch.is_autocast_enabled(x.device.type):
-        y = F.linear(x, weight, bias)
+        y: Tensor = F.linear(x, weight, bias)
         if adapter is None:
             return y
         a, b = adapter
         return y + F.linear(F.linear(x, a) * scale, b)
-    a, b = adapter or (None, None)
-    found: Tensor = _Linear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
-    return found
+    narrow = (None, None) if adapter is None else adapter
+    y = _Linear.apply(x, weight, bias, *narrow, scale)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Linear(torch.autograd.Function):

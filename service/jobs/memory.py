@@ -135,7 +135,9 @@ def _sampling(spec: TrainSpec, shape: Shape, width: int, texts: Lengths) -> int:
     if spec.student.form == "full" and width == 2:
         return cache + logits + _low_copy(spec, shape, width)
     merged = 0
-    if spec.rollout.merge_weights and adapters_trained(spec):
+    if spec.runtime.device == "cpu":  # laid out for the products of decoding
+        merged = (shape.linear_parameters() + shape.head_parameters) * width
+    elif spec.rollout.merge_weights and adapters_trained(spec):
         merged = shape.linear_parameters(spec.lora.target_modules) * width
     return cache + logits + merged
 

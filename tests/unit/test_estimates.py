@@ -157,7 +157,8 @@ def test_the_sampler_holds_a_cache_and_a_merged_copy_of_the_adapted_layers(shape
     held = sum(
         t.nbytes for layer in cache.past_key_values.layers for t in (layer.keys, layer.values)
     )
-    with made.using("student", "teacher", merged=True):
+    with torch.no_grad(), made.using("student", "teacher", merged=True):
+        made.model(torch.zeros(1, 1, dtype=torch.long))
         copies = sum(layer.merged.nbytes for layer in made.adapters.layers.values())  # type: ignore[union-attr]
 
     new = 64
@@ -170,9 +171,16 @@ def test_the_sampler_holds_a_cache_and_a_merged_copy_of_the_adapted_layers(shape
     per_token = held / (rows * length)
     logits = rows * shape.vocabulary * 16
     assert without.sampling == rows * texts.long_rollout * per_token + logits
+    on_cpu = memory(spec(rollout=rollout, runtime={"device": "cpu"}), shape, CONTEXT)
+    packed = sum(w.nbytes for w in {*_matrices(made), made.model.lm_head.weight})
+    assert on_cpu.sampling - without.sampling == packed, "all that decoding multiplies with"
     elsewhere = memory(spec(rollout={**rollout, "engine": "vllm"}), shape, CONTEXT)
     assert elsewhere.sampling == 0
     assert memory(spec(method="sft"), shape, CONTEXT).sampling == 0
+
+
+def _matrices(made: Policy) -> list[torch.Tensor]:
+    return [layer.base.weight for layer in made.adapters.layers.values()]
 
 
 def test_the_logits_that_exist_at_once_are_as_many_as_in_training() -> None:
@@ -195,7 +203,7 @@ def test_what_is_meant_to_save_memory_does(shape: Shape) -> None:
 @pytest.mark.parametrize("form", ["lora", "full"])
 def test_the_operations_of_a_pass_are_those_torch_counts(shape: Shape, form: str) -> None:
     given = spec(method="sft", steps=1, sft={"batch_size": 2}, student=form, lora={"rank": 1})
-    made = policy(given=given)
+    made = policy(torch.float64, given)  # whose products torch's counter knows
     if form == "full":
         made.model.requires_grad_(True)
     texts = lengths(given, CONTEXT)
