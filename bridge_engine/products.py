@@ -103,7 +103,7 @@ def pack(
 
     def product(x: Tensor) -> Sequence[Tensor]:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return torch.split(y, widths, -1)
+        return [y] if len(widths) == 1 else torch.split_with_sizes(y, widths, -1)
 
     return product
 

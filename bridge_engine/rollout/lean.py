@@ -55,6 +55,7 @@ class LeanDecoder:
         self.norm = inner.norm
         self.head = _product([model.lm_head])
 
+    @torch.inference_mode()
     def start(self, prompts: Prompts, rows_R: Tensor, room: int) -> Tensor:
         """See `Decoder`."""
         mask_PL, positions_PL = prompts.mask_PL, prompts.positions_PL
@@ -77,6 +78,7 @@ class LeanDecoder:
         self._look()
         return self._logits(hidden_PLD[:, -1])[rows_R]
 
+    @torch.inference_mode()
     def keep(self, rows_R: Tensor) -> None:
         """See `Decoder`."""
         for block in self.blocks:
@@ -84,6 +86,7 @@ class LeanDecoder:
         self.mask_RL, self.positions_R = self.mask_RL[rows_R], self.positions_R[rows_R]
         self._look()
 
+    @torch.inference_mode()
     def step(self, tokens_R: Tensor) -> Tensor:
         """See `Decoder`."""
         self.length += 1
