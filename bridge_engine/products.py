@@ -98,7 +98,10 @@ def pack(
     if not _has_onednn(first.device.type, first.dtype):
         return lambda x: [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
     widths = [len(weight) for weight in weights]
-    bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+    bias = None
+    if any(b is not None for b in biases):
+        each = zip(weights, biases, strict=True)
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in each])
     packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(weights)), PACKED_ROWS)
 
     def product(x: Tensor) -> Sequence[Tensor]:
