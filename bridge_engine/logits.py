@@ -11,17 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bridge_engine.errors import EngineError
-from bridge_engine.products import linear
 
 
 def head_logits(model: Any, hidden_ND: Tensor) -> Tensor:
     """Logits (N × vocabulary) of last hidden states (N × D), as the model's own forward gives."""
-    head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear
-    logits_NV: Tensor = linear(hidden_ND, head.weight, head.bias) if plain else head(hidden_ND)
+    logits_NV: Tensor = model.get_output_embeddings()(hidden_ND)
     config = model.config
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         logits_NV = logits_NV / divisor

@@ -1,11 +1,13 @@
 """Linear layers as the engine multiplies them: the same products in fewer and faster passes.
 
-On a CPU torch gives float32 products to a BLAS, and oneDNN, which torch brings along too, takes
-about a tenth less time for the same sum, and a half to two thirds less where few rows meet a weight
-that was laid out for it beforehand (`pack`). With an adapter a layer is a wide product and two
-narrow ones: written as one function, its results are added up where they are instead of in further
-tensors, and the gradients of A and B are multiplied in the order that suits their shapes.
-Everything falls back to `F.linear`, on other devices, in other dtypes and under autocast.
+With an adapter a layer is a wide product and two narrow ones. Written as one function, its results
+are added up where they are instead of in further tensors, and narrow products are multiplied in the
+order that suits their shapes: a BLAS takes several times as long for the other one.
+
+`pack` is for weights that few rows meet again and again: oneDNN, which torch brings along, lays
+them out for that once, and each product then takes a half to three quarters of a BLAS's time. Not
+in training: oneDNN prepares something for every new number of rows, and keeps it, and each pass has
+another number.
 """
 
 from __future__ import annotations
@@ -31,62 +33,49 @@ def linear(
 ) -> Tensor:
     """x · weightᵀ + bias + scale · (x · Aᵀ) · Bᵀ, with the adapter (A: rank × in, B: out × rank)
     multiplied in the dtype of x."""
+    if adapter is None:
+        return F.linear(x, weight, bias)
+    a, b = adapter
     if torch.is_autocast_enabled(x.device.type):
-        y: Tensor = F.linear(x, weight, bias)
-        if adapter is None:
-            return y
-        a, b = adapter
-        return y + F.linear(F.linear(x, a) * scale, b)
-    narrow = (None, None) if adapter is None else adapter
-    y = _Linear.apply(x, weight, bias, *narrow, scale)  # type: ignore[no-untyped-call]
+        return F.linear(x, weight, bias) + F.linear(F.linear(x, a) * scale, b)
+    y: Tensor = _AdaptedLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Linear(torch.autograd.Function):
+class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        a: Tensor | None,
-        b: Tensor | None,
+        a: Tensor,
+        b: Tensor,
         scale: float,
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        y = _product(rows, weight, bias)
-        narrow = None
-        if a is not None and b is not None:
-            narrow = _product(rows, a.to(x.dtype)).mul_(scale)
-            y.addmm_(narrow, b.to(x.dtype).t())
-        ctx.save_for_backward(rows, weight, a, b, narrow)
+        y = F.linear(rows, weight, bias)
+        narrow_rN = (a.to(x.dtype) @ rows.t()).mul_(scale)
+        y.addmm_(narrow_rN.t(), b.to(x.dtype).t())
+        ctx.save_for_backward(rows, weight, a, b, narrow_rN)
         ctx.scale = scale
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, a, b, narrow = ctx.saved_tensors
+        rows, weight, a, b, narrow_rN = ctx.saved_tensors
         for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
         g = gradient.flatten(0, -2)
-        x_ = _product(g, weight.t()) if for_x else None
+        x_ = g @ weight if for_x else None
         weight_ = g.t() @ rows if for_weight else None
         bias_ = g.sum(0) if for_bias else None
-        a_ = b_ = None
-        if narrow is not None:
-            back = _product(g, b.to(g.dtype).t()).mul_(ctx.scale)
-            a_ = (back.t() @ rows).to(a.dtype)
-            b_ = (narrow.t() @ g).t().to(b.dtype)  # gᵀ · narrow takes several times as long
-            if x_ is not None:
-                x_.addmm_(back, a.to(g.dtype))
+        back_rN = (b.to(g.dtype).t() @ g.t()).mul_(ctx.scale)
+        a_ = (back_rN @ rows).to(a.dtype)
+        b_ = (narrow_rN @ g).t().to(b.dtype)
+        if x_ is not None:
+            x_.addmm_(back_rN.t(), a.to(g.dtype))
         shaped = None if x_ is None else x_.view(*gradient.shape[:-1], weight.shape[1])
         return shaped, weight_, bias_, a_, b_, None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if x.dtype == torch.float32 and _has_onednn(x.device.type, x.dtype):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return y
-    return F.linear(x, weight, bias)
 
 
 def pack(

@@ -26,7 +26,7 @@ _NAME = "bridge_decoding"
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts, padded on the left to one length L."""
+    """P prompts, padded on the left to one length L, a multiple of 8 (see `native.rung`)."""
 
     tokens_PL: Tensor
     mask_PL: Tensor
@@ -35,7 +35,7 @@ class Prompts:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> Prompts:
         """From lists of token ids."""
-        longest = max(map(len, prompts))
+        longest = -(-max(map(len, prompts)) // 8) * 8
         tokens_PL = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts])
         mask_PL = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts])
         return cls(tokens_PL.to(device), mask_PL.to(device))

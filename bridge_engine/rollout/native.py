@@ -1,9 +1,9 @@
-"""The in-process sampler: batched, with a KV cache, dropping each row when it ends.
+"""The in-process sampler: batched, with a KV cache, dropping rows that have ended.
 
 transformers' `generate` keeps finished rows in the batch, and takes another pass over the
-vocabulary to say how likely its draws were. Here a row costs nothing after its EOS, and every token
-comes with the log-probability it was drawn with, so that training needs no scoring pass: in float32
-it equals the training forward pass to 1e-5.
+vocabulary to say how likely its draws were. Here rows leave the batch after their EOS, and every
+token comes with the log-probability it was drawn with, so that training needs no scoring pass: in
+float32 it equals the training forward pass to 1e-5.
 
 Every draw uses one uniform number fixed by (generator, row, position), not by who else is in the
 batch: the same row gets the same randomness however the batch is cut.
@@ -113,28 +113,34 @@ def _decode(
     read = Prompts.of(prompts, pad_id=pad_id, device=device)
     rows_R = torch.tensor(prompt_of_row, device=device)
     logits_RV = decoder.start(read, rows_R, params.max_new_tokens)
-    alive = list(completions)
+    batch = list(completions)
 
     for step in range(params.max_new_tokens):
         drawn_R, logprobs_R = _draw(logits_RV, params, uniforms_RT[:, step])
-        keep: list[int] = []
-        for row, (token, logprob) in enumerate(
-            zip(drawn_R.tolist(), logprobs_R.tolist(), strict=True)
+        for completion, token, logprob in zip(
+            batch, drawn_R.tolist(), logprobs_R.tolist(), strict=True
         ):
-            completion = alive[row]
-            completion.tokens.append(token)
-            completion.logprobs.append(logprob)
-            completion.finished = token in eos_ids
             if not completion.finished:
-                keep.append(row)
-        if not keep or step + 1 == params.max_new_tokens:
+                completion.tokens.append(token)
+                completion.logprobs.append(logprob)
+                completion.finished = token in eos_ids
+        alive = [row for row, completion in enumerate(batch) if not completion.finished]
+        if not alive or step + 1 == params.max_new_tokens:
             return
-        if len(keep) < len(alive):
+        if rung(len(alive)) < len(batch):
+            ended = [row for row, completion in enumerate(batch) if completion.finished]
+            keep = sorted(alive + ended[: rung(len(alive)) - len(alive)])
             keep_R = torch.tensor(keep, device=device)
             decoder.keep(keep_R)
-            alive = [alive[row] for row in keep]
+            batch = [batch[row] for row in keep]
             drawn_R, uniforms_RT = drawn_R[keep_R], uniforms_RT[keep_R]
         logits_RV = decoder.step(drawn_R)
+
+
+def rung(rows: int) -> int:
+    """The number of rows that so many are decoded in: one of few, because to let a row go copies
+    what was read of all others, and products prepare themselves for each number of rows anew."""
+    return -(-rows // 8) * 8 if rows > 8 else 1 << (rows - 1).bit_length()
 
 
 def _draw(logits_RV: Tensor, params: SamplingParams, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
