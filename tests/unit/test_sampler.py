@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 
 from bridge_engine.policy import Policy
-from bridge_engine.rollout import SamplingParams, sample
+from bridge_engine.rollout import SamplingParams, lean, sample
+from bridge_engine.rollout.native import rung
 from bridge_engine.sequences import TokenSequence, pad
 from bridge_engine.spec import LoraSpec
 from tests.support.tiny import EOS, PAD, VOCABULARY, random_model, random_policy
@@ -125,3 +126,20 @@ def test_every_end_token_that_the_model_declares_ends_a_completion():
         repeats=8,
     )
     assert {c.tokens[-1] for c in drawn if c.finished} == {EOS, 5}
+
+
+def test_a_batch_shrinks_as_its_rows_end_and_by_few_sizes(monkeypatch):
+    sizes = []
+
+    def watched(model, original=lean.decoder):
+        decoder = original(model)
+        step = decoder.step
+        decoder.step = lambda tokens_R: sizes.append(len(tokens_R)) or step(tokens_R)
+        return decoder
+
+    monkeypatch.setattr(lean, "decoder", watched)
+    completions = draw(random_policy("student", "teacher"), SamplingParams(60), repeats=16)
+    alive = [sum(len(c.tokens) > step for c in completions) for step in range(1, 60)]
+    assert sizes == [rung(rows) for rows in alive if rows], "no larger than it must be"
+    assert sizes[0] > 32 > sizes[-1]
+    assert len(set(sizes)) < len(set(alive))
