@@ -11,16 +11,16 @@ import transformers
 
 import bridge_engine
 from bridge_engine.catalog import resolve_model
+from bridge_engine.job_spec import JobSpec
 from bridge_engine.loading import resolve_device
 from bridge_engine.policy import SMALL_MODEL
 from bridge_engine.ranks import World
-from bridge_engine.spec import TrainSpec
 
 
-def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
+def configure(spec: JobSpec, world: World | None = None) -> dict[str, Any]:
     """Sets threads and determinism; returns what a reader needs to repeat the run."""
     world = world or World()
-    threads = spec.runtime.threads or _default_threads(spec.model, world)
+    threads = spec.runtime.threads or _default_threads(spec.base, world)
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
+from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactsUnavailable
 from service.artifacts.removal import remove
 from service.body import read_body
@@ -88,7 +89,8 @@ ResumePoint = Annotated[int, Depends(_resume_point)]
 
 
 def _spec_body() -> dict[str, object]:
-    schema = {"$ref": "#/components/schemas/TrainSpec"}
+    kinds = {"train": "TrainSpec", "eval": "EvaluationSpec"}
+    schema = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in kinds.values()]}
     return {
         "requestBody": {
             "required": True,
@@ -133,17 +135,18 @@ def create_job(
     ] = 0,
     project: ProjectDep = None,
 ) -> Job | DryRun:
-    """Validates the spec, fills every default and queues the job.
+    """Validates the spec, fills every default and queues the job: of training, or with `kind: eval`
+    of evaluation.
 
     The body is JSON or YAML. A spec that cannot run is refused with every field at fault.
     """
-    spec = submit.resolved(body, store)
+    spec = submit.resolved(body, store, settings)
     if dry_run:
         response.status_code = 200
-        if spec.init is not None:
+        if isinstance(spec, TrainSpec) and spec.init is not None:
             spec, _ = initial.resolve(spec, store, settings)
         dumped = spec.model_dump(mode="json", by_alias=True)
-        return DryRun(spec=dumped, estimates=submit.estimated(spec))
+        return DryRun(spec=dumped, estimates=submit.estimated(spec, store))
     row, created = submit.create(
         spec,
         store,
@@ -167,6 +170,7 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     status: Status | None = None,
+    kind: Literal["train", "eval"] | None = None,
     method: Annotated[str | None, Query(pattern=TEXT)] = None,
     name: Annotated[str | None, Query(pattern=TEXT)] = None,
     project: ProjectDep = None,
@@ -174,7 +178,7 @@ def list_jobs(
     """Jobs, newest first; of one project, if the header names it. New jobs do not move the pages of
     a listing that has begun."""
     check_cursor(store.get_job, after)
-    rows, more = store.list_jobs(after, limit, status, method, name, project)
+    rows, more = store.list_jobs(after, limit, status, method, name, project, kind)
     following = rows[-1].id if more else None
     waiting = store.waiting_for(rows)
     data = [Job.of(row, waiting.get(row.id)) for row in rows]
