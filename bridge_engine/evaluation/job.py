@@ -196,6 +196,13 @@ class Evaluation:
         prompts = {e.id: prompt_tokens(e.problem, template, tokenizer) for e in todo}
         room = subject.policy.context - params.max_new_tokens
         too_long = [e for e in todo if not 0 < len(prompts[e.id]) <= room]
+        if len(too_long) == len(one.problems):
+            raise EngineError(
+                f"no problem of {one.ref.label} leaves room for {params.max_new_tokens} tokens of "
+                f"answer in the model's context of {subject.policy.context}",
+                code="no_data",
+                param="sampling.max_new_tokens",
+            )
         if too_long:
             self.events.emit(
                 Log(
