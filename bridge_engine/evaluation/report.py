@@ -90,7 +90,8 @@ class SetScores(Report):
     samples: int
     """Answers to each."""
     scores: dict[str, Score]
-    """`pass@1` (with several samples their average, avg@k), `pass@k` unbiased, `maj@k`."""
+    """`pass@1`, with several samples their average, which is `avg@k` too; `pass@k` unbiased;
+    `maj@k`."""
     outcomes: Outcomes
     reasons: dict[str, int]
     """The same by the verifier's word, the most frequent first."""
@@ -137,6 +138,8 @@ def set_scores(
         for verdict in one.verdicts:
             reasons[verdict.reason] += 1
     scores = {"pass@1": _pass_at_one(asked, samples, seed)}
+    if samples > 1:
+        scores[f"avg@{samples}"] = scores["pass@1"]
     for k in pass_at or _powers(samples):
         if k > 1:
             values = [pass_at_k(*_count(one), k) for one in asked]
