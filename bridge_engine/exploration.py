@@ -11,7 +11,8 @@ import torch
 from bridge_engine.correction import corrected
 from bridge_engine.data.example import Example
 from bridge_engine.evaluate import Score, score
-from bridge_engine.evaluation.measuring import Examiner, case_of, check_finite, shown
+from bridge_engine.evaluation.answers import case_of
+from bridge_engine.evaluation.measuring import Examiner, check_finite, shown
 from bridge_engine.events import Event
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics

@@ -17,7 +17,7 @@ from typing import Any
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.rewards import Verdict
+from bridge_engine.rewards import Case, Verdict
 
 COMPLETIONS = "completions.jsonl"
 PROBLEMS = "problems.json"
@@ -55,6 +55,11 @@ class Judged:
     verdicts: Sequence[Verdict]
     stated: Sequence[str | None]
     """The answer that each of them states, None where it states none."""
+
+
+def case_of(example: Example, text: str) -> Case:
+    """A completion beside its problem, as the verifier takes it."""
+    return Case(example.answer, text, example.problem, example.value)
 
 
 def source_of(spec: EvaluationSpec, data: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
-from bridge_engine.evaluation.answers import Answer, Asked, Judged
+from bridge_engine.evaluation.answers import Answer, Asked, Judged, case_of
 from bridge_engine.events import Sample
 from bridge_engine.ranks import World
 from bridge_engine.rewards import Case, Verdict, Verifier, stated_answer
@@ -86,11 +86,6 @@ class Examiner:
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict a case, in order."""
         return self.world.spread(cases, lambda some: grade(self.grader, some, self.verifier))
-
-
-def case_of(example: Example, text: str) -> Case:
-    """A completion beside its problem, as the verifier takes it."""
-    return Case(example.answer, text, example.problem, example.value)
 
 
 def check_finite(completions: Sequence[Completion]) -> None:
