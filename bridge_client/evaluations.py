@@ -38,7 +38,7 @@ def show(scores: Scores) -> None:
     output.table(columns, [_outcomes(one) for one in scores.benchmarks])
     console.print()
     for one in scores.benchmarks:
-        console.print(escape(f"{one['name']}: {_how(one)}"))
+        console.print(escape(f"{one['name']}/{one['split']}: {_how(one)}"))
     console.print(escape(_where(scores)))
 
 

@@ -63,6 +63,7 @@ class _Set:
     """One set of problems and how far it is."""
 
     number: int
+    label: str
     ref: EvalSet
     problems: list[Example]
     sha256: str
@@ -92,12 +93,12 @@ class Evaluation:
         self.world = world or World()
         self.environment = environment or {}
         self.sets = [
-            _Set(number, ref, problems, digest(problems))
-            for number, ref in enumerate(spec.benchmarks)
+            _Set(number, label, ref, problems, digest(problems))
+            for number, (label, ref) in enumerate(zip(spec.labels(), spec.benchmarks, strict=True))
             for problems in [load(ref, "eval", f"benchmarks.{number}")]
         ]
         self.kept = self._kept()
-        hashes = {one.ref.label: one.sha256 for one in self.sets}
+        hashes = {one.label: one.sha256 for one in self.sets}
         self.world.first(lambda: accepted(hashes))
         self.verifier = Verifier(timeout_s=spec.verifier_timeout)
         self._sampler: Sampler | None = None
@@ -198,7 +199,7 @@ class Evaluation:
         too_long = [e for e in todo if not 0 < len(prompts[e.id]) <= room]
         if len(too_long) == len(one.problems):
             raise EngineError(
-                f"no problem of {one.ref.label} leaves room for {params.max_new_tokens} tokens of "
+                f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
                 f"answer in the model's context of {subject.policy.context}",
                 code="no_data",
                 param="sampling.max_new_tokens",
@@ -207,7 +208,7 @@ class Evaluation:
             self.events.emit(
                 Log(
                     level="warning",
-                    message=f"{one.ref.label}: {len(too_long)} problems left out, which leave no "
+                    message=f"{one.label}: {len(too_long)} problems left out, which leave no "
                     f"room for {params.max_new_tokens} tokens of answer in the model's context of "
                     f"{subject.policy.context}: {', '.join(e.id for e in too_long[:10])}",
                 )
@@ -252,7 +253,7 @@ class Evaluation:
             "completions/clipped_ratio": mean([float(a.truncated) for a in answers]),
         }
         if len(one.judged) < len(one.problems):  # how it stands so far
-            figures[f"eval/{one.ref.label}/pass@1"] = _so_far(one.judged)
+            figures[f"eval/{one.label}/pass@1"] = _so_far(one.judged)
         self.events.emit(Metric(step=self.step, metrics=dict(figures)))
         if self.world.any(time.monotonic() - self._saved > SNAPSHOT_SECONDS):
             self._save()
@@ -265,7 +266,7 @@ class Evaluation:
             pass_at=self.spec.pass_at,
             seed=self.spec.seed,
         )
-        self.events.emit(Metric(step=self.step, metrics=_figures(one.ref.label, found)))
+        self.events.emit(Metric(step=self.step, metrics=_figures(one.label, found)))
         shown_of = [each for each in one.judged if each.answers]
         for sample in shown(
             self.step,
@@ -308,7 +309,7 @@ class Evaluation:
             judged = [_in_order(one) for one in self.sets]
             self.kept.write_graded(temporary / COMPLETIONS, judged)
             content = {
-                one.ref.label: {
+                one.label: {
                     "data_sha256": one.sha256,
                     "problems": [score.model_dump() for score in problem_scores(some)],
                 }
@@ -338,7 +339,7 @@ class Evaluation:
             environment=self.environment,
             benchmarks=[
                 SetReport(
-                    name=one.ref.label,
+                    name=one.label,
                     split=one.ref.split,
                     data_sha256=one.sha256,
                     temperature=params.temperature,

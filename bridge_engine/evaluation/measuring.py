@@ -93,8 +93,9 @@ def check_finite(completions: Sequence[Completion]) -> None:
     without this look it would go on for ever."""
     if not torch.tensor([p for c in completions for p in c.logprobs]).isfinite().all():
         raise EngineError(
-            "the policy's log-probabilities became NaN or infinite; lower "
-            "optimizer.student_lr and optimizer.teacher_lr; the last checkpoint is intact",
+            "the policy's log-probabilities became NaN or infinite; in training, lower "
+            "optimizer.student_lr and optimizer.teacher_lr, the last checkpoint is intact; what is "
+            "trained already has broken weights",
             code="non_finite_policy",
         )
 

@@ -35,12 +35,6 @@ class EvalSet(DatasetRef):
     template: TemplateSpec | None = None
     """How a problem of this set becomes a prompt; default: `template`."""
 
-    @property
-    def label(self) -> str:
-        """What the set's figures go by: `gsm8k`, or `gsm8k:train` for a split that is not the
-        usual one."""
-        return self.name if self.split in (None, "test", "dev") else f"{self.name}:{self.split}"
-
 
 class SamplingSpec(SpecModel):
     """How answers are drawn. Fields that are null are the preset's."""
@@ -135,6 +129,14 @@ class EvaluationSpec(SpecModel):
         assert self.model is not None
         return self.model
 
+    def labels(self) -> list[str]:
+        """What each set's figures go by: its name, with the split where several have that name."""
+        names = [one.name for one in self.benchmarks]
+        return [
+            one.name if names.count(one.name) == 1 else f"{one.name}:{one.split}"
+            for one in self.benchmarks
+        ]
+
     def samples_of(self, one: EvalSet) -> int:
         """Answers to each problem of a set, in a resolved spec."""
         return one.samples or self.sampling.samples or 1
@@ -150,7 +152,7 @@ class EvaluationSpec(SpecModel):
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluationSpec:
-        labels = [one.label for one in self.benchmarks]
+        labels = self.labels()
         if len(set(labels)) < len(labels):
             raise impossible("benchmarks", f"a set is named twice: {', '.join(labels)}")
         samples, temperature = self.sampling.samples, self.sampling.temperature

@@ -43,7 +43,7 @@ def located(
     does not answer.
     """
     if spec.completions_of is not None:
-        return spec, Beginning(_answers(spec.completions_of, store, settings))
+        return spec, Beginning(_answers(spec, store, settings))
     if spec.adapter is None:
         return spec, Beginning()
     adapter = _adapter(spec.adapter, store)
@@ -79,12 +79,20 @@ def checkpoint_folder(job: JobRow, store: Store, settings: Settings) -> Path:
     return folder
 
 
-def _answers(job_id: str, store: Store, settings: Settings) -> Path:
+def _answers(spec: EvaluationSpec, store: Store, settings: Settings) -> Path:
+    job_id = str(spec.completions_of)
     try:
         source = store.get_job(job_id)
     except NotFound as error:
         raise _refusal("completions_of", "unknown_job", error.message, job_id) from None
     finished(source, "completions_of")
+    asked, now = EvaluationSpec.model_validate(source.spec), spec.model_dump()
+    for field in ("model", "adapter", "benchmarks", "sampling", "template", "seed"):
+        if now[field] != asked.model_dump()[field]:
+            why = f"the answers of {job_id} were given to another {field}: grade them as they are, "
+            raise _refusal(
+                field, "completions_do_not_fit", why + "by POST /jobs/ID/regrade", job_id
+            )
     return checkpoint_folder(source, store, settings)
 
 

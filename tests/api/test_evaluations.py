@@ -338,6 +338,10 @@ def test_answers_are_graded_anew_as_an_evaluation_of_its_own(
     assert once_more.json()["id"] == again["id"]
     wrong = client.post(f"/jobs/{made['id']}/regrade", json={"grader": "exat"})
     assert problem(wrong, 422)["nearest"] == "exact"
+    others = {**again["spec"], "seed": 5}
+    assert problem(client.post("/jobs", json=others), 422, "completions_do_not_fit")["param"] == (
+        "seed"
+    )
     shutil.rmtree(settings.run_dir(made["id"]))
     gone = client.post(f"/jobs/{made['id']}/regrade")
     problem(gone, 409, "completions_gone")

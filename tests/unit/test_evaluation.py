@@ -102,6 +102,7 @@ def test_scores_are_those_of_an_independent_count_of_the_answers(undisturbed):
     rights = [each.count("right") for each in verdicts]
     assert (len(rights), one["problems"], one["samples"]) == (14, 14, 3)
     assert 0 < sum(rights) < 42  # or the rest of this proves nothing
+    assert one["scores"]["avg@3"] == one["scores"]["pass@1"]
     for k in (1, 2, 3):
         expected = sum(1 - comb(3 - c, k) / comb(3, k) for c in rights) / 14
         assert one["scores"][f"pass@{k}"]["value"] == pytest.approx(expected)
@@ -224,6 +225,13 @@ def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_
     assert sum(one["outcomes"].values()) == one["problems"]
     (warning,) = [e for e in events(tmp_path, "log") if e.level == "warning"]
     assert f"{one['left_out']} problems left out" in warning.message
+
+
+def test_two_splits_of_one_set_have_figures_of_their_own(tmp_path):
+    sets = [{"name": "arithmetic", "split": split, "limit": 3} for split in ("dev", "test")]
+    found = run(tmp_path, benchmarks=sets, sampling={"max_new_tokens": 16})
+    assert [one["name"] for one in found["benchmarks"]] == ["arithmetic:dev", "arithmetic:test"]
+    assert "eval/arithmetic:test/pass@1" in events(tmp_path, "metric")[-1].metrics
 
 
 # --------------------------------------------------------------------------- of an adapter
