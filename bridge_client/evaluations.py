@@ -101,8 +101,11 @@ def _where(scores: Scores) -> str:
     versions = ", ".join(
         f"{name} {made[name]}" for name in ("torch", "transformers") if name in made
     )
+    device = made.get("device")
+    if device == "cpu" and made.get("processor"):
+        device = f"cpu, {made['processor']}"
     return (
         f"preset {scores.preset}, grader {grader.get('name')} {grader.get('version')}, seed "
-        f"{scores.seed}, {scores.seconds:.0f} s on {made.get('device')} "
+        f"{scores.seed}, {scores.seconds:.0f} s on {device} "
         f"({made.get('threads')} threads), {versions}"
     )

@@ -87,7 +87,7 @@ def _run(
 ) -> int:
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
-    from bridge_engine.compute import configure
+    from bridge_engine.compute import configure, processor
     from bridge_engine.evaluation.job import Evaluation
     from bridge_engine.spec_identity import spec_sha256
     from bridge_engine.trainer import Trainer
@@ -105,7 +105,8 @@ def _run(
     try:
         work: Evaluation | Trainer
         if isinstance(spec, EvaluationSpec):
-            work = Evaluation(spec, directory, events, stop.is_set, world, environment, record)
+            made_on = environment | {"processor": processor()}
+            work = Evaluation(spec, directory, events, stop.is_set, world, made_on, record)
         else:
             work = Trainer(spec, directory, events, stop.is_set, world, record)
         with work:
