@@ -185,6 +185,7 @@ def test_an_answer_depends_on_seed_problem_and_sample_alone(undisturbed, tmp_pat
     both = [name for name in after if name in before]
     assert len(both) >= 5
     assert all(after[name] == before[name][:2] for name in both)
+    assert any(len(set(answers)) > 1 for answers in before.values())  # samples of their own
     run(tmp_path / "seed", seed=1)
     assert lines(tmp_path / "seed" / COMPLETIONS) != before
 
