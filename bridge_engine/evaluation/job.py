@@ -131,12 +131,13 @@ class Evaluation:
             self.events.emit(Resume(step=self.step))
         self.events.emit(Phase(phase="evaluating", steps=self.total))
         examiner, subject = self._examiner()
+        rounds = [list(self._rounds(one, subject, examiner)) for one in self.sets]
         results = []
-        for one in self.sets:
+        for one, left in zip(self.sets, rounds, strict=True):
             one.judged = examiner.judge(
                 [self.kept.get(one.number, e) for e in one.problems if self._has(one, e)]
             )
-            for asked in self._rounds(one, subject, examiner):
+            for asked in left:
                 if self.world.any(self.stop_requested()):
                     self._save()
                     self.events.emit(Stopped(step=self.step))
