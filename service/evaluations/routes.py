@@ -17,7 +17,7 @@ from service.errors import invalid_fields, responses
 from service.evaluations.scores import Scores, compared, scores
 from service.evaluations.subject import checkpoint_folder, finished
 from service.jobs import submit
-from service.jobs.routes import Body, ExistingJob, shown
+from service.jobs.routes import Body, ExistingJob, announced
 from service.jobs.schemas import Job
 from service.store import NotFound
 
@@ -126,7 +126,4 @@ def regrade_job(
         priority=source.priority,
         source=source,
     )
-    response.headers["Location"] = f"/jobs/{row.id}"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return shown(store, row)
+    return announced(store, response, row, created)

@@ -84,6 +84,14 @@ def shown(store: Store, row: JobRow) -> Job:
     return Job.of(row, store.waiting_for([row]).get(row.id))
 
 
+def announced(store: Store, response: Response, row: JobRow, created: bool) -> Job:
+    """The answer about a job that was asked for: where it is, and whether it was there already."""
+    response.headers["Location"] = f"/jobs/{row.id}"
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    return shown(store, row)
+
+
 ExistingJob = Annotated[JobRow, Depends(_existing)]
 ResumePoint = Annotated[int, Depends(_resume_point)]
 
@@ -155,10 +163,7 @@ def create_job(
         project_id=project or DEFAULT_PROJECT,
         priority=priority,
     )
-    response.headers["Location"] = f"/jobs/{row.id}"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return shown(store, row)
+    return announced(store, response, row, created)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(404, 422))
