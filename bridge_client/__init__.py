@@ -25,6 +25,7 @@ from bridge_client.models import (
     Metrics,
     Project,
     Sample,
+    Scores,
     Series,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "Metrics",
     "Project",
     "Sample",
+    "Scores",
     "Series",
     "SpecError",
 ]

@@ -7,6 +7,7 @@ does any I/O but opening the file that is uploaded and looking for the service t
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import random
 import uuid
@@ -346,6 +347,33 @@ def generate(**body: Any) -> Call[models.Generation]:
 def grade(items: list[dict[str, Any]], grader: str | dict[str, Any] | None) -> Call[models.Grades]:
     body = {"items": items} | ({} if grader is None else {"grader": grader})
     return Call("POST", "/graders/run", _one(models.Grades), json=body, timeout=GRADE_TIMEOUT)
+
+
+def scores(job_id: str, against: str | None) -> Call[models.Scores]:
+    path = f"/jobs/{_segment(job_id)}/scores"
+    # an artifact store may have to be asked for what is compared
+    return Call(
+        "GET", path, _one(models.Scores), params={"against": against}, timeout=GENERATE_TIMEOUT
+    )
+
+
+def completions(job_id: str) -> Call[list[dict[str, Any]]]:
+    path = f"/jobs/{_segment(job_id)}/completions"
+    return Call("GET", path, _answers, timeout=GENERATE_TIMEOUT)
+
+
+def _answers(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in response.text.split("\n") if line)
+    return [line for line in lines if "answers" in line]
+
+
+def regrade(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
+    return Call(
+        *("POST", f"/jobs/{_segment(job_id)}/regrade", _one(models.Job)),
+        json={key: value for key, value in body.items() if value is not None},
+        headers=_key(idempotency_key),
+        timeout=GENERATE_TIMEOUT,
+    )
 
 
 def aliases() -> Call[list[models.Alias]]:

@@ -14,6 +14,7 @@ from bridge_client import hints, output
 from bridge_client._core import default_url
 from bridge_client.cli_chat import chat
 from bridge_client.cli_control import projects
+from bridge_client.cli_eval import evaluations
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
 from bridge_client.errors import (
     APIStatusError,
@@ -62,6 +63,7 @@ app = typer.Typer(
 data = typer.Typer(help="Upload datasets and list them.", no_args_is_help=True)
 adapters = typer.Typer(help="List trained adapters, or download one.")
 app.add_typer(jobs, name="jobs")
+app.add_typer(evaluations, name="eval")
 app.add_typer(projects, name="projects")
 app.add_typer(data, name="data")
 app.add_typer(adapters, name="adapters")

@@ -68,21 +68,10 @@ def submit(
     Exit status with --watch: 0 succeeded, 1 failed, 3 cancelled.
     """
     job_spec = specs.override(specs.read(spec), settings or [])
-    problems = specs.problems(job_spec)
-    if problems:
-        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        output.complain(f"{spec} has {many}; nothing was sent")
-        for problem in problems:
-            output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
-        raise typer.Exit(output.EXIT_USAGE)
+    refuse_mistakes(job_spec, str(spec))
     client = connect(context, project)
     if dry_run:
-        resolved = client.dry_run(job_spec)
-        if output_as is Output.JSON:
-            output.print_json(resolved)
-        else:
-            print(_yaml(resolved.spec), end="")
-            output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
+        show_dry_run(client, job_spec, output_as)
         return
     job = client.submit(job_spec, idempotency_key=idempotency_key, priority=priority)
     if watch:
@@ -102,11 +91,16 @@ def list_jobs(
         Optional[str],  # noqa: UP045
         typer.Option(help="Only jobs of this status, e.g. running."),
     ] = None,
+    kind: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only jobs of this kind: train or eval."),
+    ] = None,
     project: ProjectOption = None,
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """List jobs, newest first."""
-    jobs_there = connect(context, project).jobs(status=status, page_size=min(limit, 100))
+    client = connect(context, project)
+    jobs_there = client.jobs(status=status, kind=kind, page_size=min(limit, 100))
     found = list(islice(jobs_there, limit))
     if output_as is Output.JSON:
         output.print_json(found)
@@ -189,6 +183,27 @@ def metrics(
         output.show_metrics(found)
 
 
+def refuse_mistakes(spec: dict[str, Any], name: str) -> None:
+    """Leaves with what is wrong about a spec, as far as it can be known here."""
+    problems = specs.problems(spec)
+    if problems:
+        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        output.complain(f"{name} has {many}; nothing was sent")
+        for problem in problems:
+            output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
+        raise typer.Exit(output.EXIT_USAGE)
+
+
+def show_dry_run(client: Client, spec: dict[str, Any], output_as: Output) -> None:
+    """What the service would make of the spec, and what it would cost."""
+    resolved = client.dry_run(spec)
+    if output_as is Output.JSON:
+        output.print_json(resolved)
+    else:
+        print(_yaml(resolved.spec), end="")
+        output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
+
+
 def show_status(job: Job, output_as: Output) -> None:
     """The id and the status, for whoever asked for another one."""
     if output_as is Output.JSON:
@@ -199,21 +214,26 @@ def show_status(job: Job, output_as: Output) -> None:
 
 def follow(client: Client, job: Job, output_as: Output) -> None:
     """Watches a job to its end, says how it ended, and leaves with its exit status."""
+    job = watched(client, job)
+    if output_as is Output.JSON:
+        output.print_json(job)
+    else:
+        output.show_job(job)
+    raise typer.Exit(output.EXIT_OF_JOB.get(job.status, output.EXIT_FAILED))
+
+
+def watched(client: Client, job: Job) -> Job:
+    """Watches a job to its end; the job as it ended."""
     try:
         told = f"watching {job.id} ({job.status}); Ctrl-C stops the watching, not the job"
         output.err().print(told)
-        job = client.wait(job.id, progress=True)
+        return client.wait(job.id, progress=True)
     except KeyboardInterrupt:
         output.err().print(
             f"\nNo longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
             f"{job.id}`, end it with `bridge jobs cancel {job.id}`."
         )
         raise typer.Exit(output.EXIT_DETACHED) from None
-    if output_as is Output.JSON:
-        output.print_json(job)
-    else:
-        output.show_job(job)
-    raise typer.Exit(output.EXIT_OF_JOB.get(job.status, output.EXIT_FAILED))
 
 
 def _yaml(value: Any) -> str:

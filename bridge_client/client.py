@@ -33,10 +33,11 @@ from bridge_client.models import (
     Project,
     Record,
     Sample,
+    Scores,
 )
 
 if TYPE_CHECKING:
-    from bridge_engine.spec import TrainSpec
+    from bridge_engine.job_spec import JobSpec
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -115,19 +116,20 @@ class Client:
 
     def submit(
         self,
-        spec: dict[str, Any] | TrainSpec | str | Path,
+        spec: dict[str, Any] | JobSpec | str | Path,
         *,
         idempotency_key: str | None = None,
         priority: int | None = None,
     ) -> Job:
-        """Posts a job: a spec as a mapping, a `TrainSpec`, or the path of a YAML or JSON file.
+        """Posts a job: a spec as a mapping, a `TrainSpec`, an `EvaluationSpec`, or the path of a
+        YAML or JSON file.
 
         Two calls with the same `idempotency_key` and spec make one job. Of the jobs that wait,
         those of a higher `priority` (-100…100, default 0) are started first.
         """
         return self._send(_core.submit(specs.as_dict(spec), idempotency_key, priority))
 
-    def dry_run(self, spec: dict[str, Any] | TrainSpec | str | Path) -> DryRun:
+    def dry_run(self, spec: dict[str, Any] | JobSpec | str | Path) -> DryRun:
         """What `submit` would post, every default filled in; nothing is queued."""
         return self._send(_core.dry_run(specs.as_dict(spec)))
 
@@ -139,12 +141,14 @@ class Client:
         self,
         *,
         status: str | None = None,
+        kind: str | None = None,
         method: str | None = None,
         name: str | None = None,
         page_size: int = 50,
     ) -> Iterator[Job]:
-        """All jobs, newest first; pages are fetched as they are needed."""
-        query = {"limit": page_size, "status": status, "method": method, "name": name}
+        """All jobs, newest first; pages are fetched as they are needed. `kind` is `train` or
+        `eval`."""
+        query = {"limit": page_size, "status": status, "kind": kind, "method": method, "name": name}
         return self._all(_core.jobs, query)
 
     def cancel(self, job_id: str) -> Job:
@@ -262,6 +266,29 @@ class Client:
     def logs(self, job_id: str, *, tail: int | None = None) -> str:
         """What the training process printed; `tail` is a number of lines."""
         return self._send(_core.logs(job_id, tail))
+
+    # ------------------------------------------------------------------ evaluations
+
+    def scores(self, job_id: str, *, against: str | None = None) -> Scores:
+        """What a finished evaluation found; `against` another one, paired problem by problem."""
+        return self._send(_core.scores(job_id, against))
+
+    def completions(self, job_id: str) -> list[dict[str, Any]]:
+        """Every answer of a finished evaluation, a problem an item, with its verdicts."""
+        return self._send(_core.completions(job_id))
+
+    def regrade(
+        self,
+        job_id: str,
+        *,
+        grader: str | dict[str, Any] | None = None,
+        verifier_timeout: float | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """A new evaluation of the answers of a finished one, judged anew; nothing is sampled."""
+        body = {"grader": grader, "verifier_timeout": verifier_timeout, "name": name}
+        return self._send(_core.regrade(job_id, body, idempotency_key))
 
     # ------------------------------------------------------------------ projects
 

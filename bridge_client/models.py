@@ -28,6 +28,7 @@ class Job(Record):
     status: str
     """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled."""
     kind: str = "train"
+    """`train` or `eval`."""
     name: str | None = None
     method: str | None = None
     model: str | None = None
@@ -47,9 +48,9 @@ class Job(Record):
     attempt: int = 0
     """How often a worker has started it."""
     step: int = 0
-    """Finished optimisation steps."""
+    """Finished optimisation steps; of an evaluation, problems."""
     steps: int = 0
-    """Optimisation steps of the whole job."""
+    """Steps of the whole job."""
     created_at: str | None = None
     queued_at: str | None = None
     started_at: str | None = None
@@ -267,6 +268,26 @@ class Grades(Record):
     right: int = 0
     wrong: int = 0
     unjudged: int = 0
+
+
+class Scores(Record):
+    """What an evaluation found."""
+
+    job_id: str
+    model: str | None = None
+    adapter: str | None = None
+    preset: str | None = None
+    grader: dict[str, Any] = Field(default_factory=dict)
+    """Name, options and the version of its rules."""
+    seed: int = 0
+    seconds: float | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+    """Hardware and versions."""
+    benchmarks: list[dict[str, Any]] = Field(default_factory=list)
+    """Of each set its name, problems, samples, sampling and template, `scores` ({pass@1: {value,
+    low, high, problems}, …}), `outcomes`, `reasons`, `by_kind`, `by_level`."""
+    against: dict[str, Any] | None = None
+    """Another evaluation: its `job_id`, the paired differences by set, other `settings`."""
 
 
 class GenerationChunk(Generation):

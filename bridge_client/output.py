@@ -24,6 +24,10 @@ STYLES = {
 }
 
 
+SHOWN = ("reward", "accuracy")
+"""Figures of training that have room in a list."""
+
+
 class Output(StrEnum):
     """How to print."""
 
@@ -78,14 +82,20 @@ def status_cell(status: str) -> str:
 
 
 def job_row(job: Job) -> list[str]:
-    latest = {key: value for key, value in job.latest.items() if value is not None}
+    latest = {
+        key: value
+        for key, value in job.latest.items()
+        if value is not None and (key in SHOWN or job.kind == "eval")
+    }
     return [
         job.id,
         status_cell(job.status),
         job.method or "",
         escape(job.model or ""),
         f"{job.step}/{job.steps}",
-        figures({key: latest[key] for key in ("reward", "accuracy") if key in latest}),
+        figures(
+            {key: value for key, value in latest.items() if key in SHOWN or job.kind == "eval"}
+        ),
         when(job.created_at),
         escape(job.name or ""),
     ]
@@ -101,7 +111,9 @@ def show_job(job: Job) -> None:
     console = out()
     title = f" {escape(job.name)}" if job.name else ""
     console.print(f"[bold]{job.id}[/]{title}  {status_cell(job.status)}")
-    console.print(f"  {job.method} on {escape(job.model or '?')}, step {job.step} of {job.steps}")
+    of = job.spec.get("adapter") or job.model or "?"
+    what = "problem" if job.kind == "eval" else "step"
+    console.print(f"  {job.method} on {escape(of)}, {what} {job.step} of {job.steps}")
     if job.waiting_for:
         console.print(f"  waits for {escape(job.waiting_for)}")
     if job.priority:
@@ -130,7 +142,7 @@ def show_end(job: Job, console: Console) -> None:
         where = f" [{job.error['param']}]" if job.error.get("param") else ""
         sentence = f"{job.error.get('message')}{where} ({job.error.get('code')})"
         console.print(f"  [red]error:[/] {escape(sentence)}")
-    if job.result:
+    if job.result and job.kind == "train":
         console.print(f"  held-out accuracy {escape(before_after(job.result))}")
     if job.adapter:
         console.print(f"  adapter {job.adapter}")

@@ -13,11 +13,11 @@ from bridge_client.errors import SpecError
 from bridge_engine.spec_yaml import load_yaml
 
 if TYPE_CHECKING:
-    from bridge_engine.spec import TrainSpec
+    from bridge_engine.job_spec import JobSpec
     from bridge_engine.spec_errors import FieldError
 
 
-def as_dict(spec: dict[str, Any] | TrainSpec | str | Path) -> dict[str, Any]:
+def as_dict(spec: dict[str, Any] | JobSpec | str | Path) -> dict[str, Any]:
     """A spec in whatever form, as the JSON object that is sent."""
     if isinstance(spec, dict):
         try:
@@ -67,15 +67,12 @@ def override(spec: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
 
 def problems(spec: dict[str, Any]) -> list[FieldError]:
     """Everything wrong with the spec that can be known without the service's data and models."""
-    from pydantic import ValidationError
-
-    from bridge_engine.spec import TrainSpec
-    from bridge_engine.spec_errors import field_errors
+    from bridge_engine.job_spec import InvalidSpec, parse_spec
 
     try:
-        TrainSpec.model_validate(spec)
-    except ValidationError as error:
-        return field_errors(error)
+        parse_spec(spec)
+    except InvalidSpec as error:
+        return error.errors
     return []
 
 
@@ -105,7 +102,7 @@ def _put(spec: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _written_out(path: list[str], short: str) -> Any:
-    if path == ["method"]:
+    if path in (["method"], ["grader"]):
         return {"name": short}
     if len(path) == 2 and path[0] == "data":
         from pydantic import TypeAdapter

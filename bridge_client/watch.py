@@ -56,6 +56,7 @@ class Watch:
     def see(self, event: Event) -> None:
         """Shows one event."""
         if event.type == "phase":
+            self._count(event.get("steps"))
             self._phase(str(event.get("phase")))
         elif event.type == "metric":
             self._metric(event.step or 0, event.get("metrics") or {})
@@ -71,6 +72,13 @@ class Watch:
         elif event.type == "done":
             self._advance(event.step or self._steps)
             self._describe("done")
+
+    def _count(self, steps: int | None) -> None:
+        """An evaluation's problems are counted once they have been read."""
+        if steps:
+            self._steps = steps
+            if self._live:
+                self._live.update(self._task, total=steps)
 
     def _phase(self, phase: str) -> None:
         self._describe(phase)
@@ -114,6 +122,9 @@ def figures(values: dict[str, float]) -> str:
             sign = "+" if name == "gain" else ""
             digits = 3 if name == "gain" else 2
             parts.append(f"{name} {values[name]:{sign}.{digits}f}")
+    for name, value in values.items():
+        if name.startswith("eval/") and name.endswith("/pass@1"):
+            parts.append(f"{name.removeprefix('eval/')} {percent(value)}")
     return "  ".join(parts)
 
 

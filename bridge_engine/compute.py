@@ -12,19 +12,19 @@ import transformers
 
 import bridge_engine
 from bridge_engine.catalog import resolve_model
+from bridge_engine.job_spec import JobSpec
 from bridge_engine.loading import resolve_device
 from bridge_engine.policy import SMALL_MODEL
 from bridge_engine.ranks import World
-from bridge_engine.spec import TrainSpec
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
 
 
-def configure(spec: TrainSpec, world: World | None = None) -> dict[str, Any]:
+def configure(spec: JobSpec, world: World | None = None) -> dict[str, Any]:
     """Sets threads and determinism; returns what a reader needs to repeat the run."""
     world = world or World()
-    threads = spec.runtime.threads or _default_threads(spec.model, world)
+    threads = spec.runtime.threads or _default_threads(spec.base, world)
     torch.set_num_threads(threads)
     _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -56,6 +56,16 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
         libc.mallopt(option, most)
+
+
+def processor() -> str:
+    """The CPU's name, as Linux tells it; "" where nothing does."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            named = next((line for line in lines if line.startswith("model name")), "")
+    except OSError:
+        named = ""
+    return named.partition(":")[2].strip() or platform.processor()
 
 
 def _default_threads(model: str, world: World) -> int:

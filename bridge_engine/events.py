@@ -35,6 +35,8 @@ class Phase(_Event):
 
     type: Literal["phase"] = "phase"
     phase: Literal["loading", "evaluating", "training", "exporting"]
+    steps: int | None = None
+    """Steps of the whole run, where they are not known before its data is."""
 
 
 class Resume(_Event):

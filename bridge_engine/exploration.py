@@ -10,9 +10,10 @@ import torch
 
 from bridge_engine.correction import corrected
 from bridge_engine.data.example import Example
-from bridge_engine.errors import EngineError
 from bridge_engine.evaluate import Score, score
-from bridge_engine.events import Event, Sample
+from bridge_engine.evaluation.answers import case_of
+from bridge_engine.evaluation.measuring import Examiner, check_finite, shown
+from bridge_engine.events import Event
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
@@ -24,9 +25,6 @@ from bridge_engine.seeding import epoch_draw, generator
 from bridge_engine.sequences import TokenSequence
 from bridge_engine.spec import TrainSpec
 from bridge_engine.training_data import TrainingData
-
-SAMPLES_SHOWN = 4
-"""Completions reported as samples at each evaluation and at each step that reports rollouts."""
 
 
 class Explorer:
@@ -46,12 +44,21 @@ class Explorer:
         self.policy = policy
         self.data = data
         self.sampler = sampler
-        self.verifier = verifier
         self.emit = emit
         self.world = world or World()
+        self.examiner = Examiner(sampler, self._text, verifier, self.world)
         self.rewarder = Rewarder(spec, self._text)
         self.group_size = spec.rollout.group_size - spec.method.experts
         """Rollouts of a problem: a method may keep places of the group for demonstrations."""
+
+    @property
+    def verifier(self) -> Verifier:
+        """What judges."""
+        return self.examiner.verifier
+
+    @verifier.setter
+    def verifier(self, verifier: Verifier) -> None:
+        self.examiner.verifier = verifier
 
     # ------------------------------------------------------------------ exploring
 
@@ -108,10 +115,15 @@ class Explorer:
             repeats=size,
         )
         began = time.monotonic()
-        verdicts = self.judge([e.answer for e in problems for _ in range(size)], completions)
+        cases = [
+            case_of(problems[place // size], self._text(completion))
+            for place, completion in enumerate(completions)
+        ]
+        verdicts = self.examiner.verdicts(cases)
         seconds = time.monotonic() - began
         if not again and step % (self.spec.eval.every or self.spec.checkpoint.every) == 0:
-            self.show(step + 1, "rollout", problems, completions[::size], verdicts[::size])
+            texts = [case.text for case in cases[::size]]
+            self.show(step + 1, "rollout", problems, texts, verdicts[::size])
         groups = []
         for place, problem in enumerate(problems):
             mine = slice(place * size, (place + 1) * size)
@@ -133,17 +145,22 @@ class Explorer:
     def measure(self, step: int, names: Sequence[str], *, show: bool) -> Score:
         """Greedy accuracy of these parameter sets together on the held-out problems."""
         self.sampler.sync(step, names)
-        completions = self.sample(
-            [self.data.prompt(e) for e in self.data.held_out],
-            SamplingParams(self.data.eval_tokens, temperature=0),
+        problems = self.data.held_out
+        judged = self.examiner.judge(
+            self.examiner.ask(
+                problems,
+                [self.data.prompt(e) for e in problems],
+                SamplingParams(self.data.eval_tokens, temperature=0),
+            )
         )
-        verdicts = self.judge([e.answer for e in self.data.held_out], completions)
+        answers = [one.answers[0] for one in judged]
+        verdicts = [one.verdicts[0] for one in judged]
         if show:
-            self.show(step, "eval", self.data.held_out, completions, verdicts)
+            self.show(step, "eval", problems, [a.text for a in answers], verdicts)
         return score(
             [v.value for v in verdicts],
-            [e.kind for e in self.data.held_out],
-            truncated=sum(not c.finished for c in completions),
+            [e.kind for e in problems],
+            truncated=sum(a.truncated for a in answers),
         )
 
     # ------------------------------------------------------------------ sampling and judging
@@ -158,20 +175,8 @@ class Explorer:
     ) -> list[Completion]:
         """Completions by what the sampler was last synced to; each rank draws its share."""
         completions = self.sampler.sample(prompts, params, rng=rng, repeats=repeats)
-        # A policy of NaNs answers nothing right, so its groups are all equal and its gradient is 0:
-        # without this look it would go on for ever.
-        if not torch.tensor([p for c in completions for p in c.logprobs]).isfinite().all():
-            raise EngineError(
-                "the policy's log-probabilities became NaN or infinite; lower "
-                "optimizer.student_lr and optimizer.teacher_lr; the last checkpoint is intact",
-                code="non_finite_policy",
-            )
+        check_finite(completions)
         return completions
-
-    def judge(self, golds: list[str], completions: list[Completion]) -> list[Verdict]:
-        """Each completion against the answer of its problem, on one of the ranks."""
-        pairs = [(g, self._text(c)) for g, c in zip(golds, completions, strict=True)]
-        return self.world.spread(pairs, self.verifier.judge)
 
     def _text(self, completion: Completion) -> str:
         text: str = self.policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
@@ -182,23 +187,12 @@ class Explorer:
         step: int,
         source: Literal["rollout", "eval"],
         problems: Sequence[Example],
-        completions: Sequence[Completion],
+        texts: Sequence[str],
         verdicts: Sequence[Verdict],
     ) -> None:
-        """Reports a few completions, one a problem, spread over them, for a person to read."""
-        every = max(1, len(problems) // SAMPLES_SHOWN)
-        for place in range(0, len(problems), every)[:SAMPLES_SHOWN]:
-            value = verdicts[place].value
-            self.emit(
-                Sample(
-                    step=step,
-                    source=source,
-                    problem=problems[place].problem,
-                    completion=self._text(completions[place]),
-                    gold=problems[place].answer,
-                    reward=None if value is None else float(value),
-                )
-            )
+        """Reports a few completions, one a problem."""
+        for sample in shown(step, source, problems, texts, verdicts):
+            self.emit(sample)
 
 
 def _rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:

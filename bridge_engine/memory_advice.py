@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.job_spec import JobSpec
 from bridge_engine.spec import TrainSpec
 
 
@@ -13,7 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def out_of_memory(spec: TrainSpec) -> EngineError:
+def out_of_memory(spec: JobSpec) -> EngineError:
     """The error that says what to lower, the cheapest first."""
     found = levers(spec)
     return EngineError(
@@ -24,8 +26,24 @@ def out_of_memory(spec: TrainSpec) -> EngineError:
     )
 
 
-def levers(spec: TrainSpec) -> list[tuple[str, str]]:
-    """(field, what to do with it), in the order to try: first what leaves the update as it is."""
+def levers(spec: JobSpec) -> list[tuple[str, str]]:
+    """(field, what to do with it), in the order to try: first what leaves the result as it is."""
+    return _of_evaluation(spec) if isinstance(spec, EvaluationSpec) else _of_training(spec)
+
+
+def _of_evaluation(spec: EvaluationSpec) -> list[tuple[str, str]]:
+    sampling, found = spec.sampling, []
+    if sampling.engine == "native" and sampling.batch_size > 1:
+        found.append(("sampling.batch_size", f"lower it (now {sampling.batch_size})"))
+    if spec.adapter is not None and sampling.merge_weights:
+        found.append(("sampling.merge_weights", "set to false"))
+    found.append(("sampling.max_new_tokens", f"lower it (now {sampling.max_new_tokens})"))
+    if spec.runtime.dtype == "float32":
+        found.append(("runtime.dtype", "set to bfloat16"))
+    return found
+
+
+def _of_training(spec: TrainSpec) -> list[tuple[str, str]]:
     runtime, rollout, student = spec.runtime, spec.rollout, spec.student
     found = []
     if runtime.padding_free and runtime.attention != "flash_attention_2":
@@ -52,7 +70,7 @@ def levers(spec: TrainSpec) -> list[tuple[str, str]]:
     return found
 
 
-def memory_advice(spec: TrainSpec) -> str:
+def memory_advice(spec: JobSpec) -> str:
     """One sentence: the fields to change, in the order to try them."""
     found = [f"{field}: {what}" for field, what in levers(spec)]
     if not found:

@@ -1,4 +1,4 @@
-"""`python -m bridge_engine run SPEC --dir RUN`: one training process, complete in its directory.
+"""`python -m bridge_engine run SPEC --dir RUN`: one job's process, complete in its directory.
 
 Exit status: 0 done, 1 failed (the last event says why), 75 stopped by SIGTERM with state saved:
 run it again to go on. Run again at any time, it takes up the newest whole checkpoint.
@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from pydantic import ValidationError
 
 from bridge_engine import lifeline
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.checks import read_card
+from bridge_engine.evaluation.presets import AdapterCard
+from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.events import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -33,12 +35,11 @@ from bridge_engine.events import (
     Log,
     Phase,
 )
+from bridge_engine.initial_parameters import FOLDER
+from bridge_engine.job_spec import InvalidSpec, JobSpec, check, fill, parse_spec
 from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
 from bridge_engine.process_identity import ProcessIdentity
 from bridge_engine.ranks import World, join
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_checks import check_spec, fill_defaults
-from bridge_engine.spec_errors import field_errors
 from bridge_engine.spec_yaml import load_yaml
 
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bridge_engine", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run_parser = commands.add_parser("run", help="train what a spec describes")
+    run_parser = commands.add_parser("run", help="do what a spec describes")
     run_parser.add_argument("spec", type=Path, help="YAML or JSON job spec")
     run_parser.add_argument("--dir", type=Path, required=True, help="run directory")
     run_parser.add_argument(
@@ -70,7 +71,7 @@ def run(spec_path: Path, directory: Path) -> int:
     with join() as world, exclusive(directory, world):
         events = world.events(directory)
         try:
-            return _train(read_spec(spec_path), directory, events, stop, world)
+            return _run(read_spec(spec_path, directory), directory, events, stop, world)
         except EngineError as error:  # explains itself: a traceback would only bury it
             print(error.message, file=sys.stderr)
             failure = _as_event(error)
@@ -81,12 +82,13 @@ def run(spec_path: Path, directory: Path) -> int:
         return EXIT_FAILED
 
 
-def _train(
-    spec: TrainSpec, directory: Path, events: EventWriter, stop: threading.Event, world: World
+def _run(
+    spec: JobSpec, directory: Path, events: EventWriter, stop: threading.Event, world: World
 ) -> int:
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
-    from bridge_engine.compute import configure
+    from bridge_engine.compute import configure, processor
+    from bridge_engine.evaluation.job import Evaluation
     from bridge_engine.spec_identity import spec_sha256
     from bridge_engine.trainer import Trainer
 
@@ -96,14 +98,19 @@ def _train(
         _say_if_elsewhere(environment, file, events)
     events.emit(Log(message=_as_text(environment)))
 
-    def record() -> None:
-        hashes = {"spec_sha256": spec_sha256(spec), "data_sha256": trainer.data.hashes}
+    def record(data_sha256: dict[str, str]) -> None:
+        hashes = {"spec_sha256": spec_sha256(spec), "data_sha256": data_sha256}
         file.write_text(json.dumps(environment | hashes, indent=1))
 
     try:
-        trainer = Trainer(spec, directory, events, stop.is_set, world, record)
-        with trainer:
-            return EXIT_DONE if trainer.run() else EXIT_STOPPED
+        work: Evaluation | Trainer
+        if isinstance(spec, EvaluationSpec):
+            made_on = environment | {"processor": processor()}
+            work = Evaluation(spec, directory, events, stop.is_set, world, made_on, record)
+        else:
+            work = Trainer(spec, directory, events, stop.is_set, world, record)
+        with work:
+            return EXIT_DONE if work.run() else EXIT_STOPPED
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -129,8 +136,9 @@ def _as_text(environment: dict[str, Any]) -> str:
     return text if processes == 1 else f"{processes} processes of {text}"
 
 
-def read_spec(path: Path) -> TrainSpec:
-    """A spec file, validated against everything that is known without training."""
+def read_spec(path: Path, directory: Path | None = None) -> JobSpec:
+    """A spec file, validated against everything that is known without computing. `directory` is
+    where the adapter lies that an evaluation is of."""
     try:
         document: Any = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -142,14 +150,22 @@ def read_spec(path: Path) -> TrainSpec:
     if not isinstance(document, dict):
         raise EngineError(f"{path} must hold a mapping of fields", code="invalid_spec")
     try:
-        spec = TrainSpec.model_validate(document)
-        problems = check_spec(spec)
-    except ValidationError as error:
-        problems = field_errors(error)
+        spec = parse_spec(document)
+        card = adapter_card(spec, directory)
+        problems = check(spec, card)
+    except InvalidSpec as error:
+        problems = error.errors
     if problems:
         lines = "\n".join(f"  {p.param}: {p.message}" for p in problems)
         raise EngineError(f"{path} is not a valid spec:\n{lines}", code="invalid_spec")
-    return fill_defaults(spec)
+    return fill(spec, card)
+
+
+def adapter_card(spec: JobSpec, directory: Path | None) -> AdapterCard | None:
+    """What the adapter that is to be evaluated says of itself; None where none is loaded."""
+    if not isinstance(spec, EvaluationSpec) or spec.adapter is None or directory is None:
+        return None
+    return None if spec.completions_of is not None else read_card(directory / FOLDER)
 
 
 class exclusive:

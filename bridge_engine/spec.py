@@ -22,7 +22,7 @@ from bridge_engine.rewards.spec import Rewards, RewardSpec
 from bridge_engine.spec_base import SpecModel
 
 
-def _impossible(param: str, message: str) -> PydanticCustomError:
+def impossible(param: str, message: str) -> PydanticCustomError:
     """A combination of fields that cannot work; `param` is the field to change."""
     return PydanticCustomError(
         "impossible_combination", "{message}", {"message": message, "param": param}
@@ -48,7 +48,7 @@ class DatasetRef(SpecModel):
     """Seed of a generated dataset; ignored by datasets that are files."""
 
 
-def _dataset_from_name(value: Any) -> Any:
+def dataset_from_name(value: Any) -> Any:
     """`gsm8k` is short for {name: gsm8k}; `gsm8k/test` for {name: gsm8k, split: test}."""
     if not isinstance(value, str):
         return value
@@ -58,7 +58,7 @@ def _dataset_from_name(value: Any) -> Any:
     return {"name": name, "split": split}
 
 
-Dataset = Annotated[DatasetRef, BeforeValidator(_dataset_from_name)]
+Dataset = Annotated[DatasetRef, BeforeValidator(dataset_from_name)]
 
 
 class DataSpec(SpecModel):
@@ -216,7 +216,8 @@ class SftSpec(SpecModel):
 
 
 class EvalSpec(SpecModel):
-    """Measuring on held-out problems."""
+    """Measuring on held-out problems while training. An evaluation job has a spec of its own:
+    `bridge_engine.evaluation.spec`."""
 
     every: Annotated[int, Field(ge=0)] = 20
     """Steps between evaluations; 0 evaluates only before and after."""
@@ -286,6 +287,17 @@ class ResourcesSpec(SpecModel):
     """GPUs the job gets, and more than one of them a process each (docs/scale.md). null: any worker
     takes it, and gives it one GPU if it has GPUs; for runtime.device cpu it is 0, for cuda 1."""
 
+    def needed_for(self, runtime: RuntimeSpec) -> int | None:
+        """GPUs that a job with this runtime cannot do without; None: it takes what there is."""
+        device = {"cpu": 0, "cuda": 1}.get(runtime.device)
+        return device if self.gpus is None else self.gpus
+
+    def check(self, runtime: RuntimeSpec) -> None:
+        """Refuses GPUs that the runtime contradicts."""
+        device, gpus = runtime.device, self.gpus
+        if (device == "cpu" and gpus) or (device == "cuda" and gpus == 0):
+            raise impossible("resources.gpus", f"runtime.device is {device}, gpus is {gpus}")
+
 
 def _checkpoint_step(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
@@ -347,8 +359,17 @@ class TrainSpec(SpecModel):
     @property
     def needs_gpus(self) -> int | None:
         """GPUs the job cannot do without; None: it takes what there is."""
-        device = {"cpu": 0, "cuda": 1}.get(self.runtime.device)
-        return device if self.resources.gpus is None else self.resources.gpus
+        return self.resources.needed_for(self.runtime)
+
+    @property
+    def method_name(self) -> str:
+        """What stands in the `method` column of lists."""
+        return self.method.name
+
+    @property
+    def base(self) -> str:
+        """The base model."""
+        return self.model
 
     @field_validator("model")
     @classmethod
@@ -359,35 +380,29 @@ class TrainSpec(SpecModel):
     def _possible(self) -> TrainSpec:
         name, learns_from = self.method.name, self.method.learns_from
         if "demos" in learns_from and self.data.demos is None:
-            raise _impossible("data.demos", f"method {name} learns from demonstrations: name them")
+            raise impossible("data.demos", f"method {name} learns from demonstrations: name them")
         if "rewards" in learns_from and self.data.prompts is None:
-            raise _impossible(
+            raise impossible(
                 "data.prompts", f"method {name} learns from rewarded exploration: name the problems"
             )
         if name == "cold_start" and self.steps < 2:
-            raise _impossible("steps", "method cold_start needs a step of SFT and one of RL: 2")
+            raise impossible("steps", "method cold_start needs a step of SFT and one of RL: 2")
         if self.rl.clip_high < self.rl.clip_low:
-            raise _impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
+            raise impossible("rl.clip_high", "clip_high must not be smaller than clip_low")
         names = [reward.name for reward in self.rl.rewards]
         if len(set(names)) < len(names):
-            raise _impossible("rl.rewards", f"a reward is named twice: {', '.join(names)}")
+            raise impossible("rl.rewards", f"a reward is named twice: {', '.join(names)}")
         if self.rl.mini_batches > self.rollout.prompts_per_step:
-            raise _impossible(
+            raise impossible(
                 "rl.mini_batches", "there are fewer problems in a step than mini-batches"
             )
-        gpus, device = self.resources.gpus, self.runtime.device
-        if (device == "cpu" and gpus) or (device == "cuda" and gpus == 0):
-            raise _impossible("resources.gpus", f"runtime.device is {device}, gpus is {gpus}")
+        self.resources.check(self.runtime)
         if self.export.svd_rank is not None and self.student.form == "lora":
-            raise _impossible(
+            raise impossible(
                 "export.svd_rank",
                 "a LoRA student is an exact adapter already; svd_rank is for student: full",
             )
         return self
-
-
-JobSpec = TrainSpec
-"""What POST /jobs accepts. Evaluation jobs will join it as a second kind."""
 
 
 def checked_name(value: str) -> str:

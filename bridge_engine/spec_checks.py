@@ -15,7 +15,7 @@ from bridge_engine.data import arithmetic, registry
 from bridge_engine.data.registry import DatasetInfo, Role
 from bridge_engine.errors import EngineError
 from bridge_engine.known_models import KNOWN
-from bridge_engine.spec import DatasetRef, TrainSpec
+from bridge_engine.spec import DatasetRef, RuntimeSpec, TemplateSpec, TrainSpec
 from bridge_engine.spec_errors import FieldError, nearest_name, unknown_name
 
 ROLES: tuple[Role, ...] = ("prompts", "demos", "eval")
@@ -33,37 +33,46 @@ def check_spec(spec: TrainSpec) -> list[FieldError]:
     errors: list[FieldError] = []
     known: dict[Role, DatasetInfo] = {}
     for role, ref in _given(spec):
-        found, info = _check_dataset(role, ref)
+        found, info = check_dataset(role, ref, f"data.{role}")
         errors += found
         if info is not None:
             known[role] = info
     if not errors:
         errors += _check_held_out(spec, known)
         errors += _check_pairs(spec, known)
+    found, model = check_model(spec.model)
+    errors += found
+    if model is not None:
+        errors += _check_lengths(spec, model)
+        errors += _check_layers(spec, model)
+        errors += check_template(spec.template, model, "template.kind")
+        errors += _check_rank(spec, model)
+    return [*errors, *check_attention(spec.runtime)]
+
+
+def check_model(name: str) -> tuple[list[FieldError], ModelInfo | None]:
+    """What is known of a base model; the error where nothing is."""
     try:
-        model = resolve_model(spec.model)
+        return [], resolve_model(name)
     except EngineError as error:
-        near = nearest_name(spec.model, model_names())
+        near = nearest_name(name, model_names())
         unknown = error.code == "unknown_model"
-        errors.append(
+        return [
             FieldError(
                 "model",
                 error.code,
                 error.message,
-                given=spec.model,
+                given=name,
                 allowed=model_names() if unknown else None,
                 nearest=near if unknown else None,
             )
-        )
-    else:
-        errors += _check_lengths(spec, model)
-        errors += _check_model_has(spec, model)
-        errors += _check_rank(spec, model)
-    return [*errors, *_check_attention(spec)]
+        ], None
 
 
-def _check_dataset(role: Role, ref: DatasetRef) -> tuple[list[FieldError], DatasetInfo | None]:
-    where = f"data.{role}"
+def check_dataset(
+    role: Role, ref: DatasetRef, where: str
+) -> tuple[list[FieldError], DatasetInfo | None]:
+    """What is wrong with the dataset that the field `where` names, and what is known of it."""
     try:
         info = registry.info(ref.name)
     except EngineError as error:
@@ -193,22 +202,24 @@ def _check_pairs(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[Fie
     ]
 
 
+def check_room(param: str, given: int | None, model: ModelInfo) -> list[FieldError]:
+    """A completion of so many tokens leaves no room for a prompt?"""
+    if given is None or given < model.context:
+        return []
+    return [
+        FieldError(
+            param,
+            "longer_than_context",
+            f"{param} is {given}, but {model.name} reads at most {model.context} tokens, "
+            "prompt and completion together: leave room for the prompt",
+            given=given,
+        )
+    ]
+
+
 def _check_lengths(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
-    errors = []
-    for param, given in (
-        ("rollout.max_new_tokens", spec.rollout.max_new_tokens),
-        ("eval.max_new_tokens", spec.eval.max_new_tokens),
-    ):
-        if given is not None and given >= model.context:
-            errors.append(
-                FieldError(
-                    param,
-                    "longer_than_context",
-                    f"{param} is {given}, but {model.name} reads at most {model.context} tokens, "
-                    "prompt and completion together: leave room for the prompt",
-                    given=given,
-                )
-            )
+    errors = check_room("rollout.max_new_tokens", spec.rollout.max_new_tokens, model)
+    errors += check_room("eval.max_new_tokens", spec.eval.max_new_tokens, model)
     limit = spec.sft.max_tokens
     if limit is not None and limit > model.context:
         errors.append(
@@ -228,26 +239,33 @@ _LLAMA_LAYERS = frozenset(
 )
 
 
-def _check_model_has(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
-    """Layers and a chat template, where the model's own files tell; the engine knows the rest."""
-    errors = []
-    if model.config.get("model_type") in _LLAMA_LIKE and spec.lora.target_modules != "all-linear":
-        errors += [
-            unknown_name("lora.target_modules", "linear layer", layer, _LLAMA_LAYERS)
-            for layer in spec.lora.target_modules
-            if layer not in _LLAMA_LAYERS
-        ]
-    if spec.template.kind == "chat" and not _has_chat(model):
-        errors.append(
-            FieldError(
-                "template.kind",
-                "no_chat_template",
-                f"the tokenizer of {model.name} has no chat template; use plain or auto",
-                given="chat",
-                allowed=["plain", "auto"],
-            )
+def _check_layers(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
+    """The layers that get adapters, where the model's config tells; the engine knows the rest."""
+    if (
+        model.config.get("model_type") not in _LLAMA_LIKE
+        or spec.lora.target_modules == "all-linear"
+    ):
+        return []
+    return [
+        unknown_name("lora.target_modules", "linear layer", layer, _LLAMA_LAYERS)
+        for layer in spec.lora.target_modules
+        if layer not in _LLAMA_LAYERS
+    ]
+
+
+def check_template(template: TemplateSpec, model: ModelInfo, param: str) -> list[FieldError]:
+    """A chat template that the model has not, where its own files tell."""
+    if template.kind != "chat" or _has_chat(model):
+        return []
+    return [
+        FieldError(
+            param,
+            "no_chat_template",
+            f"the tokenizer of {model.name} has no chat template; use plain or auto",
+            given="chat",
+            allowed=["plain", "auto"],
         )
-    return errors
+    ]
 
 
 def _has_chat(model: ModelInfo) -> bool:
@@ -278,9 +296,8 @@ def _check_rank(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
     ]
 
 
-def _check_attention(spec: TrainSpec) -> list[FieldError]:
+def check_attention(runtime: RuntimeSpec) -> list[FieldError]:
     """Flash attention is a kernel of CUDA's, for 16 bits."""
-    runtime = spec.runtime
     if runtime.attention != "flash_attention_2":
         return []
     if runtime.device == "cpu":
@@ -318,10 +335,15 @@ def fill_defaults(spec: TrainSpec) -> TrainSpec:
     """The defaults of a spec in which `check_spec` has found nothing wrong."""
     resolved = spec.model_copy(deep=True)
     for role, ref in _given(resolved):
-        ref.split = ref.split or registry.info(ref.name).default_splits[role]
-        if ref.name == registry.ARITHMETIC:
-            ref.limit = ref.limit or arithmetic.DEFAULT_LIMIT[ref.split]
-            ref.kinds = ref.kinds or list(arithmetic.default_kinds(ref.split))
+        fill_dataset(ref, role)
     resolved.sft.max_tokens = resolved.sft.max_tokens or resolve_model(spec.model).context
     resolved.eval.max_new_tokens = resolved.eval.max_new_tokens or resolved.rollout.max_new_tokens
     return resolved
+
+
+def fill_dataset(ref: DatasetRef, role: Role) -> None:
+    """Writes into the reference which part of the dataset is meant."""
+    ref.split = ref.split or registry.info(ref.name).default_splits[role]
+    if ref.name == registry.ARITHMETIC:
+        ref.limit = ref.limit or arithmetic.DEFAULT_LIMIT[ref.split]
+        ref.kinds = ref.kinds or list(arithmetic.default_kinds(ref.split))

@@ -51,10 +51,10 @@ class Trainer:
         events: EventWriter,
         stop_requested: Callable[[], bool] = lambda: False,
         world: World | None = None,
-        accepted: Callable[[], None] = lambda: None,
+        accepted: Callable[[dict[str, str]], None] = lambda hashes: None,
     ) -> None:
-        """`accepted` is called, on rank 0, once the directory is known to hold no checkpoint of
-        another spec or other data."""
+        """`accepted` is called, on rank 0 and with the hashes of the data, once the directory is
+        known to hold no checkpoint of another spec or other data."""
         self.spec = spec
         self.events = events
         self.stop_requested = stop_requested
@@ -143,7 +143,7 @@ class Trainer:
     def _start(self) -> Progress:
         """Takes up the newest whole checkpoint, or measures the untrained policy and starts."""
         progress, torn = self.state.resume()
-        self.world.first(self.accepted)
+        self.world.first(lambda: self.accepted(self.data.hashes))
         for folder in torn:
             self._warn(f"checkpoint {folder.name} is damaged; going back one further")
         if progress is not None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 
-from bridge_engine.data.datasets import load
+from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
 from bridge_engine.policy import Policy
@@ -51,10 +49,7 @@ class TrainingData:
 
     def _read(self, role: str) -> list[Example]:
         examples = load(getattr(self.spec.data, role), role)  # type: ignore[arg-type]
-        digest = hashlib.sha256()
-        for example in examples:
-            digest.update(repr(astuple(example)).encode())
-        self.hashes[role] = digest.hexdigest()
+        self.hashes[role] = digest(examples)
         return examples
 
     @property

@@ -16,13 +16,16 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from bridge_engine.spec import JobSpec
+from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.spec import TrainSpec
 from service import errors, health
 from service.adapters import aliases
 from service.adapters import routes as adapters
 from service.adapters.aliases import AliasRequest
 from service.datasets import routes as datasets
 from service.datasets.upload import sweep
+from service.evaluations import routes as evaluations
+from service.evaluations.routes import Regrade
 from service.generate import openai
 from service.generate import routes as generate
 from service.generate.backend import InferenceBackend
@@ -99,7 +102,7 @@ def create_app(
     app.add_middleware(OriginMiddleware, settings=settings)
     health.install(app, store)  # around it: refusals are counted too
     for feature in (
-        *(jobs, control, projects, datasets, graders),
+        *(jobs, control, evaluations, projects, datasets, graders),
         *(aliases, adapters, generate, openai),
     ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
@@ -110,6 +113,7 @@ def create_app(
 
 _TAGS = [
     {"name": "jobs", "description": "Submit, look at, follow, pause, cancel, retry, fork."},
+    {"name": "evaluations", "description": "Scores, and what they are made of."},
     {"name": "projects", "description": "Whose jobs, and how many of them may run."},
     {"name": "datasets", "description": "Problems of your own."},
     {"name": "graders", "description": "How answers are judged."},
@@ -121,7 +125,8 @@ _TAGS = [
 
 
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
-    *(JobSpec, GenerateRequest, ForkRequest, JobChanges, NewProject, ProjectChanges, GradersRun),
+    *(TrainSpec, EvaluationSpec, ForkRequest, Regrade, JobChanges, NewProject, ProjectChanges),
+    *(GenerateRequest, GradersRun),
     *(AliasRequest, ChatRequest, CompletionRequest, OpenAIError),
 )
 """Bodies that FastAPI does not see."""

@@ -45,6 +45,14 @@ async def read_body(request: Request) -> tuple[bytes, str]:
 def parse(body: tuple[bytes, str], model: type[Model], *, allow_yaml: bool = False) -> Model:
     """The body as a `model`. Raises `ApiError`: 415 for another media type, 400 with the position
     for broken text, 422 with every field that is wrong."""
+    try:
+        return model.model_validate(read_object(body, allow_yaml=allow_yaml))
+    except ValidationError as error:
+        raise invalid_fields(field_errors(error, model)) from None
+
+
+def read_object(body: tuple[bytes, str], *, allow_yaml: bool = False) -> dict[str, Any]:
+    """The object in the body; the same errors, without a look at its fields."""
     content, media_type = body
     if _JSON.fullmatch(media_type) or not (media_type or content):
         value = _from_json(content)
@@ -64,10 +72,7 @@ def parse(body: tuple[bytes, str], model: type[Model], *, allow_yaml: bool = Fal
     if not isinstance(value, dict):
         what = "empty" if value is None else f"a {type(value).__name__}"
         raise ApiError(422, "not_an_object", f"the body must be an object of fields; it is {what}")
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise invalid_fields(field_errors(error, model)) from None
+    return value
 
 
 def _from_json(content: bytes) -> Any:

@@ -61,8 +61,9 @@ def fetch(
 def _fetch_beginning(
     run: Path, job: JobRow, store: Store, artifacts: ArtifactStore, patience: Patience
 ) -> None:
-    """The checkpoint of another job that this one starts from, where the spec names one."""
-    row = store.artifact(job.id, FOLDER) if job.spec.get("init") else None
+    """What this job starts from, if it was published with it: another one's checkpoint, adapter or
+    answers."""
+    row = store.artifact(job.id, FOLDER)
     if row is not None and not is_whole(run / FOLDER):
         stored = Stored(row.prefix, row.sha256, row.bytes)
         try:

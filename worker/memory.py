@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge_engine.job_spec import parse_spec
 from bridge_engine.memory_advice import levers, memory_advice
-from bridge_engine.spec import TrainSpec
 
 WINDOW_SECONDS = 30.0
 """How long before its end a process may have been killed: one with much memory takes its time."""
@@ -88,7 +88,7 @@ def _oom_kill(path: Path) -> int:
 def out_of_memory(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The error of a job whose engine the kernel killed for want of memory. Trying again would only
     get there again."""
-    read = TrainSpec.model_validate(spec)
+    read = parse_spec(spec)
     found = levers(read)
     return {
         "category": "oom",

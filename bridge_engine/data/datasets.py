@@ -7,7 +7,9 @@ OlympiadBench), `The answer is \boxed{72}.` is its last line.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from bridge_engine.data.rows import FileSummary, numbered_rows, read_rows, summa
 from bridge_engine.errors import DataError
 from bridge_engine.spec import DatasetRef
 
-__all__ = ["FileSummary", "first_row", "load", "read_rows", "summarize"]
+__all__ = ["FileSummary", "digest", "first_row", "load", "read_rows", "summarize"]
 
 MOST_TEXT = 2_000_000_000
 """Characters of all the examples of one role. More is refused with advice, before the memory of the
@@ -27,8 +29,9 @@ machine runs out without any."""
 _Keep = Callable[[dict[str, Any]], bool]
 
 
-def load(ref: DatasetRef, role: Role) -> list[Example]:
-    """The examples a spec's `data.<role>` stands for, in the dataset's fixed order.
+def load(ref: DatasetRef, role: Role, field: str | None = None) -> list[Example]:
+    """The examples a spec's `data.<role>` (or another `field`) stands for, in the dataset's fixed
+    order.
 
     Reads no further than `ref.limit` needs. With role `demos` every example has a solution.
     DataError names the field, the file and the line at fault.
@@ -36,8 +39,19 @@ def load(ref: DatasetRef, role: Role) -> list[Example]:
     try:
         return _load(ref, role)
     except DataError as error:
-        where = f"data.{role}.{error.param}" if error.param else f"data.{role}"
+        field = field or f"data.{role}"
+        where = f"{field}.{error.param}" if error.param else field
         raise DataError(error.message, code=error.code, param=where) from error
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of a set of problems as it was loaded."""
+    found = hashlib.sha256()
+    for example in examples:
+        *fields, value = astuple(example)
+        # the hashes in older checkpoints know no measured values
+        found.update(repr((*fields, value) if value is not None else tuple(fields)).encode())
+    return found.hexdigest()
 
 
 def first_row(path: Path) -> Example:

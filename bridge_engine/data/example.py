@@ -17,3 +17,6 @@ class Example:
     solution: str | None = None
     kind: str | None = None
     level: int | None = None
+    value: float | None = None
+    """The answer as a number that was measured, where the source says that it is one: compared
+    within a tolerance."""

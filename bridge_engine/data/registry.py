@@ -40,6 +40,8 @@ class Part:
     """Which rows of the file belong to the split; None for all."""
     hub: tuple[str, str] | None = None
     """(owner/name, split) of a copy on the hub; None where there is none with the same rows."""
+    rows: int | None = None
+    """How many problems it has, where that is worth knowing before it is read."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ def _math_train_hard(row: Row) -> bool:
 
 def _test_only(
     name: str,
+    rows: int,
     *,
     has_solutions: bool,
     hub_copy: tuple[str, str] | None = None,
     kinds: tuple[str, ...] | None = None,
 ) -> Benchmark:
-    part = Part(f"{name}.jsonl", hub=hub_copy)
+    part = Part(f"{name}.jsonl", hub=hub_copy, rows=rows)
     return Benchmark({"test": part}, has_solutions, {"eval": "test"}, kinds)
 
 
@@ -116,7 +119,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         "gsm8k": Benchmark(
             {
                 "train": Part("gsm8k_train.jsonl.gz", hub=("openai/gsm8k", "main/train")),
-                "test": Part("gsm8k_test.jsonl", hub=("openai/gsm8k", "main/test")),
+                "test": Part("gsm8k_test.jsonl", hub=("openai/gsm8k", "main/test"), rows=1319),
             },
             has_solutions=True,
             defaults={"prompts": "train", "demos": "train", "eval": "test"},
@@ -135,24 +138,26 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         ),
         "math500": _test_only(
             "math500",
+            500,
             has_solutions=True,
             hub_copy=("HuggingFaceH4/MATH-500", "test"),
             kinds=_MATH_SUBJECTS,
         ),
-        "minerva_math": _test_only("minerva_math", has_solutions=True),
+        "minerva_math": _test_only("minerva_math", 272, has_solutions=True),
         "olympiadbench": _test_only(
             "olympiadbench",
+            675,
             has_solutions=True,
             kinds=("Algebra", "Combinatorics", "Geometry", "Number Theory"),
         ),
         "aime24": _test_only(
-            "aime24", has_solutions=True, hub_copy=("HuggingFaceH4/aime_2024", "train")
+            "aime24", 30, has_solutions=True, hub_copy=("HuggingFaceH4/aime_2024", "train")
         ),
-        "amc23": _test_only("amc23", has_solutions=False),
+        "amc23": _test_only("amc23", 40, has_solutions=False),
         # SVAMP's "solution" is an equation such as `( 76.0 - 25.0 )`: nothing to imitate.
-        "svamp": _test_only("svamp", has_solutions=False),
-        "multiarith": _test_only("multiarith", has_solutions=False),
-        "singleeq": _test_only("singleeq", has_solutions=False),
+        "svamp": _test_only("svamp", 1000, has_solutions=False),
+        "multiarith": _test_only("multiarith", 600, has_solutions=False),
+        "singleeq": _test_only("singleeq", 508, has_solutions=False),
     }
 )
 
@@ -238,6 +243,12 @@ def unknown(name: str) -> DataError:
         code="unknown_dataset",
         param="name",
     )
+
+
+def rows(name: str, split: str) -> int | None:
+    """How many problems a split has, where that is known without reading it."""
+    known = BENCHMARKS.get(name)
+    return known.parts[split].rows if known and split in known.parts else None
 
 
 def check_available(name: str, split: str) -> None:

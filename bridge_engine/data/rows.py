@@ -50,8 +50,9 @@ def read_rows(path: Path, *, name: str | None = None) -> Iterator[Example]:
     """The file's problems. DataError names `name` (default: the file's name) and the line.
 
     Columns: `problem` (or `question`, `prompt`), `answer` (text or a number), and optionally
-    `solution` (or `response`), `id`, `kind` (or `subject`), `level`; others are ignored. GSM8K's
-    own form, where `answer` is the solution, `####` and the answer, is understood.
+    `solution` (or `response`), `id`, `kind` (or `subject`), `level`, `answer_value` (the answer
+    as a number that was measured); others are ignored. GSM8K's own form, where `answer` is the
+    solution, `####` and the answer, is understood.
     """
     for _, _, example in numbered_rows(path, name=name):
         yield example
@@ -180,6 +181,7 @@ def _example(row: dict[str, Any], where: str, *, default_id: str) -> Example:
         solution=None if solution is None else with_answer(solution, answer),
         kind=_text(row, KIND_COLUMNS, where),
         level=_level(row, where),
+        value=_value(row, where),
     )
 
 
@@ -257,6 +259,15 @@ def _level(row: dict[str, Any], where: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise DataError(f"{where}: `level` is {_type_name(value)}, not a whole number")
+
+
+def _value(row: dict[str, Any], where: str) -> float | None:
+    value = row.get("answer_value")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: `answer_value` is {_type_name(value)}, not a finite number")
+    return float(value)
 
 
 def _encodable(text: str, column: str, where: str) -> str:

@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from bridge_engine.rewards import numbers, words
 from bridge_engine.rewards.findings import Finding, right, unjudged, wrong
-from bridge_engine.rewards.normalise import key, normal
+from bridge_engine.rewards.normalise import has_euler, key, normal
 from bridge_engine.rewards.structure import Group, Leaf, Node, Relation, Span, parse
 from bridge_engine.rewards.units import DEGREE, Unit
 
@@ -34,7 +34,7 @@ _MOST_PAIRS = 2_500
 
 def judge(gold: str, stated: str, leaf: JudgeOfLeaves) -> Finding:
     """Compares two answers (not whole completions)."""
-    one, other = normal(gold), normal(stated)
+    one, other = _normals(gold, stated)
     if key(one) == key(other) and any(map(str.isalnum, one)):
         return right("equal")
     first, second = parse(one), parse(other)
@@ -46,6 +46,17 @@ def judge(gold: str, stated: str, leaf: JudgeOfLeaves) -> Finding:
             again = _nodes(first, second, leaf)
             return again if again.value else found
     return found
+
+
+def _normals(gold: str, stated: str) -> tuple[str, str]:
+    """Both normal forms. `2e-1` is 0.2, unless the other side speaks of Euler's number: beside
+    `2e - 1` or `-1+2e` it is 2·e − 1."""
+    one, other = normal(gold), normal(stated)
+    if has_euler(one) and not has_euler(other):
+        other = normal(stated, scientific=False)
+    elif has_euler(other) and not has_euler(one):
+        one = normal(gold, scientific=False)
+    return one, other
 
 
 def _nodes(one: Node, other: Node, leaf: JudgeOfLeaves) -> Finding:

@@ -55,6 +55,7 @@ _SHORT_SQRT = re.compile(r"\\sqrt(\[[^][]*\])?\s*(?:(\d+(?:\.\d+)?)|([A-Za-z])|\
 _SHORT_POWER = re.compile(r"([\^_])\s*(\d|[A-Za-z])(?![A-Za-z]*\{)")
 _PLAIN_SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)")
 _E_NOTATION = re.compile(r"(?<![\w.\\])([+-]?\d+(?:\.\d*)?)\s*[eE]([+-]?\d{1,4})(?![\w.])")
+_EULER = re.compile(r"(?<![A-Za-z\\{])e(?![A-Za-z])|\{e\}")
 _FONT = re.compile(r"(?<!\\)\$|\\[()\[\]]|\*\*|\\(?:boxed)(?=\s*\{)")
 _SCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+|[₀₁₂₃₄₅₆₇₈₉]+")
 _BLANK = re.compile(r"\s+")
@@ -63,8 +64,10 @@ _COMMA = re.compile(r"\s*([,;])( ?)\s*")
 _AFTER_COMMAND = re.compile(r"(\\[A-Za-z]+)\s+(?![A-Za-z])")
 
 
-def normal(text: str) -> str:
+def normal(text: str, *, scientific: bool = True) -> str:
     r"""The normal form: equal for answers that differ in nothing but their writing.
+
+    `2e-1` is scientific notation, as computers write it; not `scientific`, e is Euler's number.
 
     >>> normal(r"\left( 3, \dfrac{\pi}{2} \right)") == normal(r"(3,\frac \pi 2)")
     True
@@ -76,7 +79,7 @@ def normal(text: str) -> str:
         text = _from_latex(text)
     if "sqrt" in text:
         text = _PLAIN_SQRT.sub(r"\\sqrt{\1}", text)
-    if "e" in text or "E" in text:
+    if scientific and ("e" in text or "E" in text):
         text = _E_NOTATION.sub(lambda m: f"{m[1]}\\times 10^{{{int(m[2])}}}", text)
     if "=" in text:
         text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ")
@@ -86,6 +89,11 @@ def normal(text: str) -> str:
     text = _COMMA.sub(r"\1\2", text)  # a blank behind a comma tells a list from 100,200
     text = _AFTER_COMMAND.sub(r"\1", text)
     return text
+
+
+def has_euler(normal_form: str) -> bool:
+    """Does Euler's number (or a variable e) stand in a normal form?"""
+    return _EULER.search(normal_form) is not None
 
 
 def key(text: str) -> str:
@@ -124,6 +132,8 @@ def _words(found: re.Match[str]) -> str:
         return f"{{{inner}}}" if inner else " "
     if re.fullmatch(r"[ei]|-?\d[\d,./]*", inner):
         return f" {inner} "
+    if signed := re.fullmatch(r"([+-]) ?(\d[\d,./]*)?", inner):  # \text{-}5 and \text{ - 5}
+        return f" {signed[1]}{signed[2] or ''}"
     return f"\\text{{{inner}}}" if inner else " "
 
 

@@ -54,8 +54,29 @@ _define("gallon gal", Fraction(3_785_411_784, 10**12), length=3)
 _define("n newton", 1, mass=1, length=1, time=-2)
 _define("j joule", 1, mass=1, length=2, time=-2)
 _define("w watt", 1, mass=1, length=2, time=-3)
+_define("ev electronvolt", Fraction(1_602_176_634, 10**28), mass=1, length=2, time=-2)
 _define("hz hertz", 1, time=-1)
 _define("pa pascal", 1, mass=1, length=-1, time=-2)
+_PREFIXES = {
+    "k": ("kilo", Fraction(10**3)),
+    "M": ("mega", Fraction(10**6)),
+    "G": ("giga", Fraction(10**9)),
+    "m": ("milli", Fraction(1, 10**3)),
+    "µ": ("micro", Fraction(1, 10**6)),
+}
+_PREFIXED = {"W": "watt", "Hz": "hertz", "Pa": "pascal", "J": "joule", "N": "newton",
+             "V": "volt", "A": "ampere", "eV": "electronvolt"}  # fmt: skip
+_ALSO_MEGA = {"Mm": "megametre", "Mg": "megagram"}
+_SYMBOL = re.compile(rf"(?<![A-Za-z\\])([kMGmµ])({'|'.join(_PREFIXED)})(?![A-Za-z])|\bM[mg]\b")
+"""Symbols in which a capital tells mega from milli: they are read before all else is made small."""
+
+
+def _spelled(symbol: re.Match[str]) -> str:
+    if not symbol[1]:
+        return _ALSO_MEGA[symbol[0]]
+    return _PREFIXES[symbol[1]][0] + _PREFIXED[symbol[2]]
+
+
 _define("mph", Fraction(1_609_344, 3_600_000), length=1, time=-1)
 _define("kph", Fraction(1000, 3600), length=1, time=-1)
 _define("rad radian", 1, radian=1)
@@ -63,6 +84,13 @@ _define("v volt", 1, volt=1)
 _define("k kelvin", 1, kelvin=1)
 _define("a ampere amp", 1, ampere=1)
 _define("mol mole", 1, mole=1)
+
+for _name in _PREFIXED.values():
+    for _prefix, _times in _PREFIXES.values():
+        _define(_prefix + _name, _times * _TABLE[_name][1], **_TABLE[_name][0])
+_define("kw", 1000, mass=1, length=2, time=-3)
+_define("megametre megameter", 10**6, length=1)
+_define("megagram", 1000, mass=1)
 
 _PREPARE = (
     (re.compile(r"\\text\{([^{}]*)\}(?=\^)"), r" \1"),
@@ -101,8 +129,10 @@ def read_unit(text: str) -> Unit | None:
 
     >>> read_unit("square miles") == read_unit(r"\text{mi}^2")
     True
+    >>> read_unit("MW") == read_unit("mW")
+    False
     """
-    plain = text.strip().lower()
+    plain = _SYMBOL.sub(_spelled, text.strip()).lower()
     for pattern, new in _PREPARE:
         plain = pattern.sub(new, plain)
     plain = re.sub(r"\s+", " ", plain).strip(" .")

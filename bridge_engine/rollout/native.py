@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from bridge_engine.rollout import lean
 from bridge_engine.rollout.decoding import Decoder, Prompts
 
+Draws = torch.Generator | Sequence[torch.Generator] | None
+"""Where randomness comes from: one generator for all rows, or one for each row."""
 BLOCK = 256
 """Tokens of the vocabulary that are looked at together."""
 BELOW_ONE = 1 - 2**-40
@@ -60,7 +62,7 @@ def sample(
     *,
     eos_ids: Sequence[int],
     pad_id: int,
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
     repeats: int = 1,
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
@@ -68,15 +70,12 @@ def sample(
     """Draws `repeats` completions of each prompt; those of one prompt stand together, in order.
     With `rows`, these of them alone, with the random numbers they have among all.
 
-    `generator` may be None only at temperature 0. At most `batch_size` sequences are decoded at
-    once; a prompt's key-value cache is computed once for all its completions among them.
+    `generator` (one for all rows, or one a row) may be None only at temperature 0. At most
+    `batch_size` sequences are decoded at once; a prompt's key-value cache is computed once for all
+    its completions among them.
     """
     total = len(prompts) * repeats
-    uniforms_RT = (
-        torch.zeros(total, params.max_new_tokens)
-        if generator is None
-        else torch.rand(total, params.max_new_tokens, generator=generator)
-    )
+    uniforms_RT = _uniforms(total, params.max_new_tokens, generator)
     completions = {row: Completion() for row in (range(total) if rows is None else rows)}
     decoder, device = lean.decoder(model), next(model.parameters()).device
     # prompts of like length together: less padding; the order of the answers is the caller's
@@ -96,6 +95,17 @@ def sample(
             pad_id,
         )
     return list(completions.values())
+
+
+def _uniforms(rows: int, tokens: int, draws: Draws) -> Tensor:
+    """A uniform number for each row and position: R × T."""
+    if draws is None:
+        return torch.zeros(rows, tokens)
+    if isinstance(draws, torch.Generator):
+        return torch.rand(rows, tokens, generator=draws)
+    if len(draws) != rows:
+        raise ValueError(f"{len(draws)} generators for {rows} rows")
+    return torch.stack([torch.rand(tokens, generator=one) for one in draws])
 
 
 def _decode(

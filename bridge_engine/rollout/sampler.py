@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import Literal, Protocol
 
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
-from bridge_engine.rollout.native import Completion, SamplingParams, sample
+from bridge_engine.rollout.native import Completion, Draws, SamplingParams, sample
 from bridge_engine.sharding import whole
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec import RuntimeSpec
+
+
+class Settings(Protocol):
+    """What samplers ask of `rollout` in a training spec and of `sampling` in an evaluation's."""
+
+    @property
+    def engine(self) -> Literal["native", "vllm"]: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def merge_weights(self) -> bool: ...
+
+
+class SamplingJob(Protocol):
+    """What samplers ask of a job's spec."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def method_name(self) -> str: ...
+    @property
+    def rollout(self) -> Settings: ...
+    @property
+    def runtime(self) -> RuntimeSpec: ...
 
 
 class Sampler(Protocol):
@@ -34,11 +56,12 @@ class Sampler(Protocol):
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
-        rng: torch.Generator | None = None,
+        rng: Draws = None,
         repeats: int = 1,
     ) -> list[Completion]:
         """`repeats` completions of each prompt (token ids); those of one prompt stand together, in
-        order. Everything random comes from `rng`, which may be None only at temperature 0."""
+        order. Everything random comes from `rng`, one for all rows or one a row, which may be None
+        only at temperature 0."""
         ...
 
     def close(self) -> None:
@@ -51,7 +74,7 @@ class NativeSampler:
     copying: whatever the parameter sets hold when `sample` is called is what samples."""
 
     def __init__(
-        self, policy: Policy, names: Sequence[str], spec: TrainSpec, world: World | None = None
+        self, policy: Policy, names: Sequence[str], spec: SamplingJob, world: World | None = None
     ) -> None:
         self.policy = policy
         self.spec = spec
@@ -69,7 +92,7 @@ class NativeSampler:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
-        rng: torch.Generator | None = None,
+        rng: Draws = None,
         repeats: int = 1,
     ) -> list[Completion]:
         """See `Sampler`."""
@@ -99,7 +122,7 @@ def make_sampler(
     policy: Policy,
     names: Sequence[str],
     run_directory: Path,
-    spec: TrainSpec,
+    spec: SamplingJob,
     world: World | None = None,
 ) -> Sampler:
     """The sampler that `rollout.engine` asks for; `names` are the method's policy.

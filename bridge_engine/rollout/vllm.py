@@ -32,11 +32,11 @@ from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
 from bridge_engine.ranks import World
 from bridge_engine.rollout import probe
-from bridge_engine.rollout.native import Completion, SamplingParams
+from bridge_engine.rollout.native import Completion, Draws, SamplingParams
+from bridge_engine.rollout.sampler import SamplingJob
 from bridge_engine.rollout.serving_weights import write_serving_weights
 from bridge_engine.rollout.vllm_server import VllmServer
 from bridge_engine.sharding import whole
-from bridge_engine.spec import TrainSpec
 
 Mode = Literal["adapter", "merged"]
 """How weights reach the server."""
@@ -51,7 +51,7 @@ class VllmSampler:
         self,
         policy: Policy,
         names: Sequence[str],
-        spec: TrainSpec,
+        spec: SamplingJob,
         folder: Path,
         server: VllmServer,
         *,
@@ -101,7 +101,7 @@ class VllmSampler:
         policy: Policy,
         names: Sequence[str],
         run_directory: Path,
-        spec: TrainSpec,
+        spec: SamplingJob,
         world: World | None = None,
     ) -> VllmSampler:
         """As the operator's environment says (docs/vllm.md): BRIDGE_VLLM_URL, and if need be
@@ -157,7 +157,7 @@ class VllmSampler:
             if not distance <= self.tolerance.mean:
                 raise EngineError(
                     f"the vLLM server at {self.server.url} serves {self.base.name!r}, which is not "
-                    f"the model {self.spec.model!r} in {self._dtype}: its log-probabilities of a "
+                    f"the model {self.spec.base!r} in {self._dtype}: its log-probabilities of a "
                     f"fixed sequence are {distance:.2g} nats a token away from the trainer's "
                     f"({self.tolerance.mean:g} are allowed); start it on the same model with "
                     f"--dtype {self._dtype}, or set runtime.dtype to the server's",
@@ -187,11 +187,11 @@ class VllmSampler:
         rank = exported_rank(self.policy.adapters, names)
         card = AdapterCard(
             base_model=self.base.name,
-            method=self.spec.method.name,
+            method=self.spec.method_name,
             step=step,
             rank=rank,
-            template=self.spec.template.model_dump(),
-            max_new_tokens=self.spec.rollout.max_new_tokens,
+            template={},  # prompts go there as tokens
+            max_new_tokens=0,
         )
         export_adapter(self.policy.adapters, names, place, card)
         self.server.load(name, str(place), rank)
@@ -255,7 +255,7 @@ class VllmSampler:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
-        rng: torch.Generator | None = None,
+        rng: Draws = None,
         repeats: int = 1,
     ) -> list[Completion]:
         """See `Sampler`. Every row is a request with a seed of its own, drawn from `rng`: who draws
@@ -266,11 +266,7 @@ class VllmSampler:
         total = len(prompts) * repeats
         if rng is None and params.temperature > 0:
             raise ValueError("only greedy decoding needs no generator")
-        seeds = (
-            [None] * total
-            if rng is None
-            else torch.randint(SEEDS, (total,), generator=rng).tolist()
-        )
+        seeds = _seeds(total, rng)
 
         def draw(row: int) -> Completion:
             return self.server.complete(
@@ -308,6 +304,15 @@ class VllmSampler:
                 shutil.rmtree(self.folder / self.serving, ignore_errors=True)
         self.serving = None
         self.server.close()
+
+
+def _seeds(rows: int, draws: Draws) -> list[int | None]:
+    """A seed for each row's request; None where nothing is random."""
+    if draws is None:
+        return [None] * rows
+    if isinstance(draws, torch.Generator):
+        return [*torch.randint(SEEDS, (rows,), generator=draws).tolist()]
+    return [int(torch.randint(SEEDS, (1,), generator=one)) for one in draws]
 
 
 def shared_folder(run_directory: Path, shared: str | None) -> Path:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.report import EvaluationResult
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_identity import spec_sha256
 from service.store import AdapterRow, JobRow
 
 
-def model_card(adapter: AdapterRow, job: JobRow) -> str:
+def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] = ()) -> str:
     """Markdown with the front matter that the Hugging Face hub reads; the same each time, once the
-    job has ended."""
+    job has ended and while there are no further evaluations of the adapter."""
     license = base_license(adapter.base_model)
     about = {
         "base_model": adapter.base_model,
@@ -43,10 +45,34 @@ def model_card(adapter: AdapterRow, job: JobRow) -> str:
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts if value is not None)
     return (
         f"---\n{front}---\n# {adapter.name}\n\nA LoRA adapter trained by Bridge.\n\n"
-        f"| | |\n|---|---|\n{rows}\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        f"| | |\n|---|---|\n{rows}\n{_scores(evaluations)}"
+        "```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         'model = AutoPeftModelForCausalLM.from_pretrained(".")\n```\n\n'
         "`bridge.json` holds the template that problems were put in.\n"
     )
+
+
+def _scores(evaluations: Sequence[JobRow]) -> str:
+    """A table of what evaluations have found, each with what it has to be read with."""
+    rows = []
+    for job in evaluations:
+        found = EvaluationResult.model_validate(job.result)
+        for one in found.benchmarks:
+            for name, score in one.scores.items():
+                interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+                how = (
+                    f"{score.problems} problems, {one.samples} samples, temperature "
+                    f"{one.temperature:g}, top_p {one.top_p:g}, {one.max_new_tokens} tokens, "
+                    f"{one.truncation_rate:.1%} cut off, grader {found.grader['name']} "
+                    f"{found.grader['version']}"
+                )
+                rows.append(
+                    f"| {one.name} | {name} | {score.value:.1%} | {interval} | {how} | {job.id} |"
+                )
+    if not rows:
+        return ""
+    head = "| set | score | | 95 % | how | job |\n|---|---|---|---|---|---|\n"
+    return "## Evaluations\n\n" + head + "\n".join(rows) + "\n\n"
 
 
 def base_license(model: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,17 @@ class Package:
         return _archive(self.folder, self.readme)
 
 
-def package(adapter: AdapterRow, job: JobRow, folder: Path) -> Package:
-    """The adapter's archive. Raises Damaged unless every file is what it was registered as."""
+def package(
+    adapter: AdapterRow, job: JobRow, folder: Path, evaluations: Sequence[JobRow] = ()
+) -> Package:
+    """The adapter's archive, with the scores of its evaluations in its card. Raises Damaged unless
+    every file is what it was registered as."""
     check_weights(adapter, folder)
     for name, expected in manifest(folder).items():
         with (folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                 raise Damaged(f"{folder / name} is not what its manifest says")
-    readme = model_card(adapter, job).encode()
+    readme = model_card(adapter, job, evaluations).encode()
     digest, size = hashlib.sha256(), 0
     for chunk in _archive(folder, readme):
         digest.update(chunk)

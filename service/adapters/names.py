@@ -16,7 +16,7 @@ def find_adapter(store: Store, name: str) -> AdapterRow:
     try:
         return look_up(store, name)
     except NotFound as error:
-        near = nearest_name(name, newest(store))
+        near = nearest(store, name)
         hint = f"; did you mean {near!r}?" if near else ""
         raise ApiError(
             404,
@@ -33,6 +33,11 @@ def look_up(store: Store, name: str) -> AdapterRow:
     if not name.isascii() or not name.isprintable():
         raise NotFound("adapter", name)
     return store.adapter(name)
+
+
+def nearest(store: Store, name: str) -> str | None:
+    """The adapter that whoever wrote this may have meant."""
+    return nearest_name(name, newest(store))
 
 
 def newest(store: Store) -> list[str]:

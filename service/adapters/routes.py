@@ -98,7 +98,8 @@ def download_adapter(
     adapter = find_adapter(store, name)
     try:
         folder = adapter_folder(adapter, store, settings)
-        made = package(adapter, store.get_job(adapter.job_id), folder)
+        job, evaluations = store.get_job(adapter.job_id), store.evaluations_of(adapter.name)
+        made = package(adapter, job, folder, evaluations)
     except Damaged as error:
         raise ApiError(
             502,

@@ -11,7 +11,7 @@ from service.body import parse
 from service.context import ProjectDep, SettingsDep, StoreDep
 from service.errors import responses
 from service.jobs import fork, submit
-from service.jobs.routes import Body, ExistingJob, Id, shown
+from service.jobs.routes import Body, ExistingJob, Id, announced, shown
 from service.jobs.schemas import Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -88,7 +88,7 @@ def fork_job(
     belongs to this job's project unless the header names another."""
     request = fork.requested(body)
     row, created = submit.create(
-        fork.forked(source, request, store),
+        fork.forked(source, request, store, settings),
         store,
         settings,
         idempotency_key=idempotency_key,
@@ -97,10 +97,7 @@ def fork_job(
         source=source,
         param="from_checkpoint" if request.from_checkpoint is not None else "init.step",
     )
-    response.headers["Location"] = f"/jobs/{row.id}"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return shown(store, row)
+    return announced(store, response, row, created)
 
 
 @router.patch(

@@ -81,6 +81,45 @@ class Work:
         return sampling + self.pass_flops / rate + self.pass_blocks * device.launch
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Completions that are sampled, and from what."""
+
+    prompts: float
+    """How many different ones."""
+    prompt: float
+    """Tokens of each."""
+    rows: float
+    """Completions."""
+    written: float
+    """Tokens of each."""
+    batches: float
+    longest: int
+    """Tokens of the longest completion of a batch."""
+
+    def flops(self, shape: Shape) -> float:
+        """Arithmetic: prefill, then every token through weights, head and attention."""
+        weights, head = shape.linear_parameters(), shape.head_parameters
+        decoded = self.rows * self.written
+        attention = 2 * shape.layers * shape.queries
+        return 2 * (decoded * (weights + head) + self.prompts * self.prompt * weights) + (
+            2 * attention * decoded * (self.prompt + self.written / 2)
+        )
+
+    def bytes(self, shape: Shape, width: int) -> float:
+        """Read from memory: the weights once a token of a batch, the cache once a row."""
+        weights, head = shape.linear_parameters(), shape.head_parameters
+        cached = 2 * shape.layers * shape.keys * width * (self.prompt + self.written / 2)
+        return (
+            self.batches * self.longest * (weights + head) * width
+            + self.rows * self.written * cached
+        )
+
+    def blocks(self, shape: Shape) -> float:
+        """Blocks of the model that are launched."""
+        return self.batches * self.longest * shape.layers
+
+
 def work(spec: TrainSpec, shape: Shape, context: int) -> Work:
     """The arithmetic of a run; the formulas are on top of this page."""
     demo_steps, reward_steps = spec.method.totals(spec.steps)
@@ -94,11 +133,15 @@ def work(spec: TrainSpec, shape: Shape, context: int) -> Work:
     width = compute_width(spec)
     weights, head = shape.linear_parameters(), shape.head_parameters
     batch = min(spec.rollout.batch_size, max(1, rollouts_per_step(spec)))
-    batches = -(-rollouts_per_step(spec) // batch) * reward_steps
-    cached = 2 * shape.layers * shape.keys * width * (prompt + written / 2)
     attention = 2 * shape.layers * shape.queries
-    decoded = rollouts * written
-    prefilled = reward_steps * spec.rollout.prompts_per_step * prompt
+    sampled = Sampled(
+        prompts=reward_steps * spec.rollout.prompts_per_step,
+        prompt=prompt,
+        rows=rollouts,
+        written=written,
+        batches=-(-rollouts_per_step(spec) // batch) * reward_steps,
+        longest=spec.rollout.max_new_tokens,
+    )
 
     times = 2 if getattr(spec.method, "order", "simultaneous") == "sequential" else 1
     thetas = 2 if "shadow" in spec.method.adapters else 1
@@ -117,11 +160,9 @@ def work(spec: TrainSpec, shape: Shape, context: int) -> Work:
     length = prompt + written
     micro = spec.runtime.micro_batch
     return Work(
-        sampling_flops=2 * (decoded * (weights + head) + prefilled * weights)
-        + 2 * attention * decoded * (prompt + written / 2),
-        sampling_bytes=batches * spec.rollout.max_new_tokens * (weights + head) * width
-        + decoded * cached,
-        sampling_blocks=batches * spec.rollout.max_new_tokens * shape.layers,
+        sampling_flops=sampled.flops(shape),
+        sampling_bytes=sampled.bytes(shape, width),
+        sampling_blocks=sampled.blocks(shape),
         pass_flops=flops(explored, length, written, training, 3 + again)
         + flops(demos * times, texts.demo, texts.demo_solution, training, 3 + again)
         + flops(forwards, length, written, 2, 1),

@@ -46,12 +46,12 @@ class Estimates(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     steps: int
-    """Optimisation steps."""
+    """Optimisation steps; of an evaluation, problems, as far as they are known beforehand."""
     rollouts: int
-    """Completions sampled in training; evaluations and further rounds of dynamic sampling not
+    """Completions sampled; a training job's evaluations and further rounds of dynamic sampling not
     counted."""
     max_tokens: int
-    """At most so many tokens are sampled or imitated in training."""
+    """At most so many tokens are sampled or imitated."""
     model_parameters: int | None
     """Weights of the base model."""
     adapter_parameters: int | None
@@ -90,7 +90,7 @@ def estimate(spec: TrainSpec, model: ModelInfo) -> Estimates:
         exported_rank=_exported_rank(spec),
         memory_bytes=parts.total if parts else None,
         memory=MemoryParts.model_validate(parts) if parts else None,
-        flops=_rounded(done.flops) if done else None,
+        flops=rounded(done.flops) if done else None,
         seconds=_seconds(spec, done) if done else None,
     )
 
@@ -112,11 +112,11 @@ def _seconds(spec: TrainSpec, done: Work) -> dict[str, float]:
     if spec.runtime.dtype == "float32":
         width = dict.fromkeys(DEVICES, 4)
     return {
-        name: _rounded(done.seconds(device, width=width[name], launches=native))
+        name: rounded(done.seconds(device, width=width[name], launches=native))
         for name, device in DEVICES.items()
     }
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To two digits: more would be a lie."""
     return float(f"{value:.2g}")

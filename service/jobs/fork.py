@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from bridge_engine.spec import CheckpointStep, JobSpec, TrainSpec
-from bridge_engine.spec_errors import field_errors
+from bridge_engine.job_spec import JobSpec
+from bridge_engine.spec import CheckpointStep
+from bridge_engine.spec_errors import FieldError
 from service.body import parse
 from service.errors import invalid_fields
 from service.jobs import submit
+from service.settings import Settings
 from service.store import JobRow, Store
 
 Priority = Annotated[int, Field(ge=-100, le=100)]
@@ -39,19 +41,18 @@ def requested(body: tuple[bytes, str]) -> ForkRequest:
     return parse(body, ForkRequest) if body[0].strip() else ForkRequest()
 
 
-def forked(source: JobRow, request: ForkRequest, store: Store) -> TrainSpec:
+def forked(source: JobRow, request: ForkRequest, store: Store, settings: Settings) -> JobSpec:
     """The new job's spec, names looked up and defaults filled in. `ApiError` 422 if it cannot run.
 
     Its `init` is where it starts from, the checkpoint's step as it was asked for.
     """
     document = merge_patch(source.spec, request.overrides)
     if request.from_checkpoint is not None:
+        if source.kind != "train":
+            why = "an evaluation has no parameters to start from; leave from_checkpoint out"
+            raise invalid_fields([FieldError("from_checkpoint", "not_a_training_job", why)])
         document["init"] = {"job": source.id, "step": request.from_checkpoint}
-    try:
-        spec = JobSpec.model_validate(document)
-    except ValidationError as error:
-        raise invalid_fields(field_errors(error, JobSpec)) from None
-    return submit.checked(spec, store)
+    return submit.parsed(document, store, settings)
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

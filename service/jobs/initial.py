@@ -50,6 +50,9 @@ def resolve(
         raise invalid_fields(
             [FieldError("init.job", "unknown_job", error.message, given=error.id)]
         ) from None
+    if source.kind != "train":
+        why = f"job {source.id} is an evaluation and has no parameters to start from"
+        raise invalid_fields([FieldError("init.job", "not_a_training_job", why, given=source.id)])
     step, folder = _checkpoint(source, spec.init, store, settings, param)
     if errors := unfit(TrainSpec.model_validate(source.spec), spec):
         raise invalid_fields(errors)
@@ -65,7 +68,7 @@ def _checkpoint(
     if isinstance(init.step, int):
         step = init.step
     if step in there:
-        folder = _brought(source.id, saved[step], store, settings)
+        folder = brought(source.id, saved[step], store, settings)
         if folder is not None:
             return step, folder
         there.remove(step)
@@ -86,8 +89,9 @@ def _checkpoint(
     )
 
 
-def put(folder: Path, run: Path) -> None:
-    """Puts the checkpoint into the run directory of a job that is to start from it.
+def put(folder: Path, run: Path, param: str = "init.step") -> None:
+    """Puts the checkpoint (or another folder that was published whole) into the run directory of a
+    job that is to start from it; `param` names it.
 
     Raises `ApiError` 422 (`checkpoint_gone`) if it is deleted at this moment, 507 on a full disk.
     """
@@ -100,8 +104,8 @@ def put(folder: Path, run: Path) -> None:
             raise FileNotFoundError(folder)
     except FileNotFoundError:
         shutil.rmtree(run, ignore_errors=True)
-        gone = "the checkpoint was deleted while it was copied; name another step"
-        raise invalid_fields([FieldError("init.step", "checkpoint_gone", gone)]) from None
+        gone = "what the job should start from was deleted while it was copied; name another"
+        raise invalid_fields([FieldError(param, "checkpoint_gone", gone)]) from None
     except OSError as error:
         shutil.rmtree(run, ignore_errors=True)
         raise ApiError(
@@ -114,7 +118,7 @@ def inherit(spec: TrainSpec, source: str, run: Path, store: Store, settings: Set
 
     Raises `ApiError` 422 if it does not fit.
     """
-    folder = _brought(source, FOLDER, store, settings)
+    folder = brought(source, FOLDER, store, settings)
     try:
         state = json.loads((folder / "state.json").read_text()) if folder else None
     except (OSError, ValueError):
@@ -165,7 +169,7 @@ def _stored(job_id: str, path: str, store: Store, settings: Settings) -> Stored 
     return None if row is None else Stored(row.prefix, row.sha256, row.bytes)
 
 
-def _brought(job_id: str, path: str, store: Store, settings: Settings) -> Path | None:
+def brought(job_id: str, path: str, store: Store, settings: Settings) -> Path | None:
     """The folder of a run, here: in its directory, or fetched and verified; None if nobody has it
     whole."""
     here = settings.run_dir(job_id) / path

@@ -71,5 +71,10 @@ def lengths(spec: TrainSpec, context: int) -> Lengths:
     )
 
 
+def mean_problem(ref: DatasetRef) -> int:
+    """Tokens of a usual problem of the set."""
+    return _texts(ref).problem
+
+
 def _texts(ref: DatasetRef | None) -> _Texts:
     return _MEASURED.get(ref.name, _OTHERS) if ref else _OTHERS

@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridge_engine.shapes import Shape
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec import RuntimeSpec, TrainSpec
 from service.jobs.lengths import Lengths, lengths
 
 PROCESS = 500_000_000
@@ -73,10 +73,15 @@ def memory(spec: TrainSpec, shape: Shape, context: int) -> Memory:
 
 
 def compute_width(spec: TrainSpec) -> int:
-    """Bytes of a scalar in the forward pass. `auto` is bfloat16 on a GPU and float32 on a CPU; only
-    the worker knows which it is, so where the spec leaves it open the larger one counts."""
-    sixteen = spec.runtime.dtype == "bfloat16"
-    on_gpu = spec.runtime.dtype == "auto" and spec.runtime.device == "cuda"
+    """Bytes of a scalar in the forward pass."""
+    return scalar_bytes(spec.runtime)
+
+
+def scalar_bytes(runtime: RuntimeSpec) -> int:
+    """The same by the runtime. `auto` is bfloat16 on a GPU and float32 on a CPU; only the worker
+    knows which it is, so where the spec leaves it open the larger one counts."""
+    sixteen = runtime.dtype == "bfloat16"
+    on_gpu = runtime.dtype == "auto" and runtime.device == "cuda"
     return 2 if sixteen or on_gpu else 4
 
 

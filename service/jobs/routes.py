@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
+from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactsUnavailable
 from service.artifacts.removal import remove
 from service.body import read_body
@@ -83,12 +84,21 @@ def shown(store: Store, row: JobRow) -> Job:
     return Job.of(row, store.waiting_for([row]).get(row.id))
 
 
+def announced(store: Store, response: Response, row: JobRow, created: bool) -> Job:
+    """The answer about a job that was asked for: where it is, and whether it was there already."""
+    response.headers["Location"] = f"/jobs/{row.id}"
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    return shown(store, row)
+
+
 ExistingJob = Annotated[JobRow, Depends(_existing)]
 ResumePoint = Annotated[int, Depends(_resume_point)]
 
 
 def _spec_body() -> dict[str, object]:
-    schema = {"$ref": "#/components/schemas/TrainSpec"}
+    kinds = {"train": "TrainSpec", "eval": "EvaluationSpec"}
+    schema = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in kinds.values()]}
     return {
         "requestBody": {
             "required": True,
@@ -133,17 +143,18 @@ def create_job(
     ] = 0,
     project: ProjectDep = None,
 ) -> Job | DryRun:
-    """Validates the spec, fills every default and queues the job.
+    """Validates the spec, fills every default and queues the job: of training, or with `kind: eval`
+    of evaluation.
 
     The body is JSON or YAML. A spec that cannot run is refused with every field at fault.
     """
-    spec = submit.resolved(body, store)
+    spec = submit.resolved(body, store, settings)
     if dry_run:
         response.status_code = 200
-        if spec.init is not None:
+        if isinstance(spec, TrainSpec) and spec.init is not None:
             spec, _ = initial.resolve(spec, store, settings)
         dumped = spec.model_dump(mode="json", by_alias=True)
-        return DryRun(spec=dumped, estimates=submit.estimated(spec))
+        return DryRun(spec=dumped, estimates=submit.estimated(spec, store))
     row, created = submit.create(
         spec,
         store,
@@ -152,10 +163,7 @@ def create_job(
         project_id=project or DEFAULT_PROJECT,
         priority=priority,
     )
-    response.headers["Location"] = f"/jobs/{row.id}"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return shown(store, row)
+    return announced(store, response, row, created)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(404, 422))
@@ -167,6 +175,7 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     status: Status | None = None,
+    kind: Literal["train", "eval"] | None = None,
     method: Annotated[str | None, Query(pattern=TEXT)] = None,
     name: Annotated[str | None, Query(pattern=TEXT)] = None,
     project: ProjectDep = None,
@@ -174,7 +183,7 @@ def list_jobs(
     """Jobs, newest first; of one project, if the header names it. New jobs do not move the pages of
     a listing that has begun."""
     check_cursor(store.get_job, after)
-    rows, more = store.list_jobs(after, limit, status, method, name, project)
+    rows, more = store.list_jobs(after, limit, status, method, name, project, kind)
     following = rows[-1].id if more else None
     waiting = store.waiting_for(rows)
     data = [Job.of(row, waiting.get(row.id)) for row in rows]

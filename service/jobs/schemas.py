@@ -47,8 +47,10 @@ class Job(Answer):
     id: str
     object: Literal["job"] = "job"
     kind: str
+    """`train` or `eval`."""
     name: str | None
     method: str
+    """The method of training; `eval` for an evaluation."""
     model: str
     status: Status
     wanted: Wanted
@@ -70,9 +72,9 @@ class Job(Answer):
     retries: int
     """How often its owner has had it tried again after its end."""
     step: int
-    """Finished optimisation steps."""
+    """Finished optimisation steps; of an evaluation, problems."""
     steps: int
-    """Optimisation steps of the whole job."""
+    """Steps of the whole job; 0 while the data alone knows."""
     created_at: datetime
     queued_at: datetime
     started_at: datetime | None
@@ -81,7 +83,8 @@ class Job(Answer):
     """The spec with every default filled in."""
     error: JobError | None
     result: dict[str, Any] | None
-    """accuracy_before, accuracy_after, their 95 % intervals, best_step, … of a finished job."""
+    """accuracy_before, accuracy_after, their 95 % intervals, best_step, … of a finished training
+    job; of an evaluation, what GET /jobs/{id}/scores shows."""
     adapter: str | None
     """The name /generate takes: the best checkpoint's adapter, else the newest, else null."""
     latest: dict[str, float | None]

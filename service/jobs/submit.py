@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
-from bridge_engine.spec import JobSpec, TrainSpec
-from bridge_engine.spec_checks import check_spec, fill_defaults
+from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.job_spec import InvalidSpec, JobSpec, check, fill, parse_spec
+from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_errors import FieldError
-from service.body import parse
+from service.body import read_object
 from service.errors import invalid_fields
+from service.evaluations import estimate as evaluation_estimate
+from service.evaluations import subject
 from service.jobs import initial
 from service.jobs.estimate import Estimates, estimate
 from service.settings import Settings
@@ -16,30 +21,38 @@ from service.store import JobRow, NotFound, Store, StoreUnavailable, new_id
 from service.store.models import DEFAULT_PROJECT
 
 
-def resolved(body: tuple[bytes, str], store: Store) -> TrainSpec:
+def resolved(body: tuple[bytes, str], store: Store, settings: Settings) -> JobSpec:
     """The spec in the body. `ApiError` 400, 413 or 415 when it cannot be read; 422 with every field
     at fault when it cannot run."""
-    return checked(parse(body, JobSpec, allow_yaml=True), store)
+    return parsed(read_object(body, allow_yaml=True), store, settings)
 
 
-def checked(spec: TrainSpec, store: Store) -> TrainSpec:
-    """The spec with every default filled in; `ApiError` 422 with every field at fault when it
-    cannot run."""
-    uploaded = _check_uploaded_demos(spec, store)
-    errors = check_spec(spec)
-    if uploaded:  # the engine looked at the first row alone
+def parsed(document: dict[str, Any], store: Store, settings: Settings) -> JobSpec:
+    """The spec in a document of fields, with every default filled in; `ApiError` 422 with every
+    field at fault when it cannot run."""
+    try:
+        spec = parse_spec(document)
+    except InvalidSpec as error:
+        raise invalid_fields(error.errors) from None
+    card = None
+    if isinstance(spec, EvaluationSpec):
+        spec, beginning = subject.located(spec, store, settings)
+        card = beginning.card
+    errors = check(spec, card)
+    if isinstance(spec, TrainSpec) and (uploaded := _check_uploaded_demos(spec, store)):
+        # the engine looked at the first row alone
         errors = [*uploaded, *(e for e in errors if e.code != "no_solutions")]
     if errors:
         raise invalid_fields(errors)
     try:
-        return fill_defaults(spec)
+        return fill(spec, card)
     except EngineError as error:  # a dataset that went away between the two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
 
 
 def create(
-    spec: TrainSpec,
+    spec: JobSpec,
     store: Store,
     settings: Settings,
     *,
@@ -51,8 +64,9 @@ def create(
 ) -> tuple[JobRow, bool]:
     """Queues a job of a resolved spec; False if a request with this key has made it before.
 
-    One that starts from a checkpoint (`spec.init`) gets a copy of it first. `source` is the job it
-    is forked from, and `param` what the step was given by.
+    One that starts from a checkpoint (`spec.init`), from an adapter or from another evaluation's
+    answers gets a copy of it first. `source` is the job it is forked from, and `param` what the
+    step was given by.
     """
     request: object = spec.model_dump(mode="json", by_alias=True)
     if source is not None:
@@ -62,7 +76,12 @@ def create(
     job_id = new_id("job")
     run = settings.run_dir(job_id)
     forked_from: tuple[str, int | None] | None = (source.id, None) if source is not None else None
-    if spec.init is not None and not (
+    if isinstance(spec, EvaluationSpec):
+        spec, beginning = subject.located(spec, store, settings)
+        if beginning.folder is not None:
+            param = "adapter" if spec.completions_of is None else "completions_of"
+            initial.put(beginning.folder, run, param)
+    elif spec.init is not None and not (
         source is not None
         and source.spec.get("init") == spec.init.model_dump(mode="json")
         and initial.inherit(spec, source.id, run, store, settings)
@@ -76,7 +95,7 @@ def create(
         begins = initial.published(run, job_id, store, settings)
         job, created = store.create_job(
             spec,
-            total_steps=spec.steps,
+            total_steps=steps_of(spec, store),
             idempotency_key=idempotency_key,
             job_id=job_id,
             project_id=project_id,
@@ -125,9 +144,19 @@ def _check_uploaded_demos(spec: TrainSpec, store: Store) -> list[FieldError]:
     ]
 
 
-def estimated(spec: TrainSpec) -> Estimates:
+def steps_of(spec: JobSpec, store: Store) -> int:
+    """Steps of the whole job: of optimisation, or problems, as far as they are known."""
+    if isinstance(spec, EvaluationSpec):
+        return evaluation_estimate.problems(spec, store)
+    return spec.steps
+
+
+def estimated(spec: JobSpec, store: Store) -> Estimates:
     """What a resolved spec will cost."""
-    return estimate(spec, catalog.resolve_model(spec.model))
+    model = catalog.resolve_model(spec.base)
+    if isinstance(spec, EvaluationSpec):
+        return evaluation_estimate.estimate(spec, model, store)
+    return estimate(spec, model)
 
 
 EXAMPLES = {
@@ -159,6 +188,15 @@ EXAMPLES = {
             "data": {"demos": "arithmetic", "eval": "arithmetic/dev"},
             "steps": 100,
             "sft": {"batch_size": 16},
+        },
+    },
+    "eval": {
+        "summary": "Evaluation of a base model or an adapter on benchmarks",
+        "value": {
+            "kind": "eval",
+            "model": "bridge-tiny",
+            "benchmarks": [{"name": "arithmetic", "limit": 100}],
+            "sampling": {"samples": 4, "temperature": 1.0},
         },
     },
 }

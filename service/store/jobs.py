@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from bridge_engine.spec import JobSpec
+from bridge_engine.job_spec import JobSpec
 from service.store.artifacts import Artifact, keep_artifacts, named_now
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
@@ -20,6 +20,9 @@ from service.store.models import DEFAULT_PROJECT, AttemptRow, JobRow
 from service.store.outbox import announce
 from service.store.projects import found_project
 from service.store.queues import queue_of
+
+EVALUATION = "eval"
+"""What the `method` column says of evaluations, which its index finds."""
 
 
 class Jobs(Database):
@@ -54,8 +57,8 @@ class Jobs(Database):
             id=job_id or new_id("job"),
             kind=spec.kind,
             name=clean(spec.name),
-            method=spec.method.name,
-            model=spec.model,
+            method=spec.method_name,
+            model=spec.base,
             status="queued",
             wanted="run",
             project_id=project_id,
@@ -138,6 +141,7 @@ class Jobs(Database):
         method: str | None = None,
         name: str | None = None,
         project_id: str | None = None,
+        kind: str | None = None,
     ) -> tuple[list[JobRow], bool]:
         """Jobs, newest first, and whether there are more.
 
@@ -156,9 +160,22 @@ class Jobs(Database):
             query = query.where(JobRow.name == name)
         if project_id is not None:
             query = query.where(JobRow.project_id == project_id)
+        if kind is not None:
+            query = query.where(JobRow.kind == kind)
         with self.read() as session:
             jobs = session.scalars(query).all()
         return list(jobs[:limit]), len(jobs) > limit
+
+    def evaluations_of(self, adapter: str, limit: int = 20) -> list[JobRow]:
+        """The newest evaluations of an adapter, by its name for ever, that have succeeded."""
+        query = select(JobRow).where(
+            JobRow.deleted_at.is_(None),
+            JobRow.method == EVALUATION,
+            JobRow.status == "succeeded",
+            JobRow.spec["adapter"].as_string() == adapter,
+        )
+        with self.read() as session:
+            return list(session.scalars(query.order_by(JobRow.id.desc()).limit(limit)))
 
     def attempts(self, job_id: str) -> list[AttemptRow]:
         """Every try at the job, in order; raises NotFound."""

@@ -217,7 +217,9 @@ class JobRow(Row):
 
     @property
     def _exports_adapters(self) -> bool:
-        """A full student has an adapter only where the spec asks for one."""
+        """An evaluation has none, a full student only where the spec asks for one."""
+        if self.kind != "train":
+            return False
         full = self.spec.get("student", {}).get("form") == "full"
         return not full or self.spec.get("export", {}).get("svd_rank") is not None
 

@@ -111,6 +111,8 @@ class _Projection:
                     self._checkpoint(event)
                 case ev.Resume():
                     self._resume(event)
+                case ev.Phase(steps=int(steps)):
+                    self._job.total_steps = steps
                 case _:
                     pass  # a phase, a log line, an end: the event itself is all there is to keep
         self._write_gathered()

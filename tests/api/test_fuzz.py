@@ -34,10 +34,31 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=4,
 )
-PATHS: list[tuple[str, ...]] = [(key,) for key in FULL] + [
-    (key, inner) for key, value in FULL.items() if isinstance(value, dict) for inner in value
-]
-PATHS += [("data", "eval", "name"), ("data", "eval", "limit"), ("method", "lambda", "end")]
+EVALUATION: dict[str, Any] = {
+    "kind": "eval",
+    "model": "bridge-tiny",
+    "adapter": None,
+    "benchmarks": {"name": "arithmetic", "limit": 5, "samples": 2, "template": {"suffix": ""}},
+    "preset": "bridge",
+    "sampling": {"temperature": 1.0, "top_p": 0.9, "samples": 2, "max_new_tokens": 24},
+    "template": {"kind": "plain", "system": None},
+    "grader": {"name": "math", "tolerance": 0.1},
+    "pass_at": [1],
+    "completions_of": None,
+    "runtime": {"threads": 1},
+    "resources": {"gpus": None},
+}
+
+
+def _paths(spec: dict[str, Any]) -> list[tuple[str, ...]]:
+    inside = [(k, inner) for k, v in spec.items() if isinstance(v, dict) for inner in v]
+    return [(key,) for key in spec] + inside
+
+
+PATHS = [(FULL, path) for path in _paths(FULL)]
+PATHS += [(FULL, ("data", "eval", last)) for last in ("name", "limit")]
+PATHS += [(FULL, ("method", "lambda", "end"))]
+PATHS += [(EVALUATION, path) for path in _paths(EVALUATION)]
 
 FUZZ = settings(
     max_examples=60,
@@ -48,11 +69,11 @@ FUZZ = settings(
 
 
 @FUZZ
-@given(path=st.sampled_from(PATHS), value=JSON)
+@given(field=st.sampled_from(PATHS), value=JSON)
 def test_any_value_in_any_field_of_a_spec(
-    client: TestClient, path: tuple[str, ...], value: Any
+    client: TestClient, field: tuple[dict[str, Any], tuple[str, ...]], value: Any
 ) -> None:
-    spec = copy.deepcopy(FULL)
+    spec, path = copy.deepcopy(field[0]), field[1]
     holder = spec
     for key in path[:-1]:
         holder = holder[key]

@@ -202,7 +202,7 @@ def _references(value: Any) -> set[str]:
 def test_every_example_of_a_job_is_accepted(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     body = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    assert set(body["examples"]) == {"sft", "rl", "bridge"}
+    assert set(body["examples"]) == {"sft", "rl", "bridge", "eval"}
     for name, example in body["examples"].items():
         response = client.post("/jobs", json=example["value"])
         assert response.status_code == 201, (name, response.text)

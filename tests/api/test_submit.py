@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bridge_engine import spec_checks
+from bridge_engine import job_spec, spec_checks
 from bridge_engine.spec_checks import check_spec
-from service.jobs import submit
 from service.store import Store
 from tests.api.conftest import BRIDGE, problem
 
@@ -295,7 +294,7 @@ def test_spec_is_checked_once_a_request(
         checks.append(spec)
         return check_spec(spec)
 
-    for module in (spec_checks, submit):
+    for module in (spec_checks, job_spec):
         monkeypatch.setattr(module, "check_spec", counted)
     assert post(client, BRIDGE).status_code == 201
     assert len(checks) == 1

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,6 +75,46 @@ def test_a_job_is_trained_watched_and_served_with_the_command_line(
     assert answer.returncode == 0, answer.stderr
     assert len(json.loads(answer.stdout)["choices"]) == 1
     assert job["adapter"] in house.bridge("adapters").stdout
+
+
+def test_an_adapter_is_evaluated_compared_and_graded_anew_with_the_command_line(
+    house: House, client: Client, tmp_path: Path
+) -> None:
+    job = client.wait(client.submit({**SPEC, "steps": 2}).id)
+    assert job.result is not None
+    assert job.adapter is not None
+    asked = ("--on", "arithmetic", "--limit", "10", "-o", "json")
+
+    def evaluated(*arguments: str) -> dict[str, Any]:
+        done = house.bridge("eval", *arguments)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    ours = evaluated(f"{job.id}@best", *asked)
+    assert ours["adapter"] == job.adapter
+    score = ours["benchmarks"][0]["scores"]["pass@1"]
+    assert score["value"] == job.result["accuracy_after"]
+    assert [score["low"], score["high"]] == job.result["accuracy_after_ci"]
+    theirs = evaluated("bridge-tiny", *asked, "--max-tokens", "24", "--set", "template.suffix=''")
+    base = theirs["benchmarks"][0]["scores"]["pass@1"]["value"]
+    assert base == job.result["accuracy_before"]
+
+    compared = evaluated("compare", ours["job_id"], theirs["job_id"], "-o", "json")
+    apart = compared["benchmarks"]["arithmetic"]
+    assert apart["difference"] == pytest.approx(score["value"] - base)
+    assert (apart["problems"], compared["settings"]) == (10, {})
+    again = evaluated("regrade", ours["job_id"], "-o", "json")
+    assert again["completions_of"] == ours["job_id"]
+    assert again["benchmarks"] == ours["benchmarks"]
+    assert len(client.completions(again["job_id"])) == 10
+    shown = house.bridge("eval", "show", ours["job_id"]).stdout
+    assert f"pass@1  {100 * score['value']:.1f} %" in shown
+    evaluation = client.job(ours["job_id"])
+    assert (evaluation.kind, evaluation.step, evaluation.steps) == ("eval", 10, 10)
+    assert evaluation.adapter is None
+    folder = client.download_adapter(job.adapter, tmp_path, unpack=True)
+    assert f"| arithmetic | pass@1 | {score['value']:.1%} |" in (folder / "README.md").read_text()
 
 
 def test_a_running_job_is_cancelled_keeps_what_it_saved_and_exits_with_3(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 
 from bridge_engine import events as ev
+from bridge_engine.evaluation.spec import EvaluationSpec
 from service.store import NotFound, Store
-from tests.support.jobs import checkpoint, in_parallel, metric, numbered, run_to, sample
+from tests.support.jobs import (
+    LONG,
+    checkpoint,
+    in_parallel,
+    metric,
+    numbered,
+    run_to,
+    sample,
+    submit,
+)
 
 
 @pytest.fixture
@@ -248,3 +259,31 @@ def test_a_checkpoint_without_an_adapter_is_a_checkpoint_all_the_same(
     assert store.adapters(job_id)[0] == []
     with pytest.raises(NotFound, match="saved: none"):
         store.adapter(job_id)
+
+
+# --------------------------------------------------------------------------- evaluations
+
+
+def test_evaluations_are_found_by_the_adapter_they_are_of(store: Store) -> None:
+    def evaluated(adapter: str | None, status: Literal["succeeded", "failed"]) -> str:
+        asked = EvaluationSpec.model_validate(
+            {"kind": "eval", "model": "m", "adapter": adapter, "benchmarks": "arithmetic"}
+        )
+        job, _ = store.create_job(asked, total_steps=0)
+        claim = store.claim(job.id, "w", LONG)
+        assert claim is not None
+        told = numbered(ev.Phase(phase="evaluating", steps=7))
+        store.append_events(job.id, claim.attempt, told)
+        store.finish(job.id, claim.attempt, status)
+        return job.id
+
+    submit(store)
+    first, second = (evaluated("job_a@2", "succeeded") for _ in range(2))
+    evaluated("job_a@22", "succeeded")
+    evaluated(None, "succeeded")
+    evaluated("job_a@2", "failed")
+    assert [job.id for job in store.evaluations_of("job_a@2")] == [second, first]
+    job = store.get_job(first)
+    assert (job.method, job.model, job.total_steps, job.adapter) == ("eval", "m", 7, None)
+    assert len(store.list_jobs(kind="eval")[0]) == 5
+    assert [job.kind for job in store.list_jobs(kind="train")[0]] == ["train"]

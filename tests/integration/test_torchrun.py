@@ -15,7 +15,10 @@ import pytest
 import torch
 import yaml
 
-from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader
+from bridge_engine.evaluation.answers import COMPLETIONS
+from bridge_engine.evaluation.job import Evaluation
+from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader, EventWriter
+from bridge_engine.job_spec import fill, parse_spec
 from bridge_engine.methods import METHODS
 from bridge_engine.tensor_files import load_tensors
 
@@ -337,3 +340,23 @@ def test_ranks_whose_jobs_parent_died_stop(tmp_path):
     os.close(write_end)
     wait_until_gone(ranks.values(), seconds=10)
     assert process.wait(timeout=20) == EXIT_FAILED
+
+
+def test_an_evaluation_by_two_processes_has_the_answers_and_scores_of_one(tmp_path):
+    document = {
+        "kind": "eval",
+        "benchmarks": [{"name": "arithmetic", "limit": 9}],
+        "sampling": {"samples": 3, "temperature": 1.0, "max_new_tokens": 24, "batch_size": 12},
+    }
+    two = Run(tmp_path / "two")
+    two.spec.write_text(yaml.safe_dump(document))
+    two.finish(2)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    with Evaluation(fill(parse_spec(document)), alone, EventWriter(alone)) as one:
+        assert one.run()
+    answers = [(folder / COMPLETIONS).read_text() for folder in (alone, two.directory)]
+    assert answers[0] == answers[1]
+    done = [EventReader(f / "events.jsonl").read()[-1].result for f in (alone, two.directory)]
+    assert done[0]["benchmarks"] == done[1]["benchmarks"]
+    assert done[1]["environment"]["processes"] == 2

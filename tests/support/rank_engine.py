@@ -44,7 +44,7 @@ def judge(self, pairs):
         _trouble(kind)
     if folder := os.environ.get("JUDGED"):
         with (Path(folder) / f"{rank}.jsonl").open("a") as file:
-            file.writelines(json.dumps(pair) + "\n" for pair in pairs)
+            file.writelines(json.dumps([case.gold, case.text]) + "\n" for case in pairs)
     return _judge(self, pairs)
 
 

@@ -25,7 +25,7 @@ class ScriptedVerifier:
         self.asked = []
 
     def judge(self, pairs):
-        self.asked.append(list(pairs))
+        self.asked.append([(case.gold, case.text) for case in pairs])
         return [
             Verdict(self.verdicts[i % len(self.verdicts)], "scripted", fast=True)
             for i in range(len(pairs))

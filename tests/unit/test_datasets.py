@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridge_engine.data import arithmetic, hub, registry
-from bridge_engine.data.datasets import load, read_rows, summarize
+from bridge_engine.data.datasets import digest, load, read_rows, summarize
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
+from bridge_engine.evaluation.answers import case_of
 from bridge_engine.rewards import Verifier, stated_answer
 from bridge_engine.spec import DatasetRef
 
@@ -50,6 +53,27 @@ def refused(path: Path) -> str:
 
 
 # ------------------------------------------------------------------- rows
+
+
+def test_a_measured_answer_comes_with_its_value(uploads: Path) -> None:
+    rows = [{**ROW, "answer": "8.7 \\times 10^{8}", "answer_value": 8.7e8}, ROW]
+    write(uploads / "ds_m.jsonl", *rows)
+    measured, exact = load(DatasetRef(name="ds_m"), "eval")
+    assert (measured.value, exact.value) == (8.7e8, None)
+    for value in ("8.7e8", True, [1]):
+        row = {**ROW, "answer_value": value}
+        assert "`answer_value` is" in refused(write(uploads / "ds_n.jsonl", row))
+    with Verifier() as verifier:
+        verdicts = verifier.judge([case_of(measured, r"\boxed{8.72e8}"), case_of(exact, "5.01")])
+    assert [v.reason for v in verdicts] == ["within_tolerance", "other_number"]
+
+
+def test_the_hash_of_problems_is_that_of_older_checkpoints() -> None:
+    """It was the hash of six fields before there were measured values."""
+    problem = Example("a", "1+1?", "2", "1+1=2#2", "add", 1)
+    old = hashlib.sha256(repr(("a", "1+1?", "2", "1+1=2#2", "add", 1)).encode()).hexdigest()
+    assert digest([problem]) == old
+    assert digest([replace(problem, value=2.0)]) != old
 
 
 def test_every_column_name_and_type_in_use_is_understood(tmp_path: Path) -> None:

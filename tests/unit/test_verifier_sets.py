@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge_engine.data import registry
 from bridge_engine.data.rows import numbered_rows
-from bridge_engine.rewards import Verifier
+from bridge_engine.rewards import Case, Verifier
 from tests.support import notations
 
 SETS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23", "gsm8k_test", "svamp",
@@ -34,8 +35,14 @@ def test_gold_answers_equal_themselves_in_other_notations(name: str) -> None:
     cases, ids = [], []
     for _, _, example in numbered_rows(path):
         for form in (example.answer, *notations.of(example.answer)):
-            cases.append((example.answer, rf"\boxed{{{form}}}"))
+            cases.append(Case(example.answer, rf"\boxed{{{form}}}"))
             ids.append(example.id)
+        if example.value is not None:
+            stated = rf"\boxed{{{example.answer}}}"
+            cases.append(Case(example.answer, stated, gold_value=example.value))
+            ids.append(example.id)
+    count = len({*ids})
+    assert registry.rows(name.removesuffix("_test"), "test") == count
     with Verifier(20.0, workers=2) as verifier:
         verdicts = verifier.judge(cases)
     failed = {

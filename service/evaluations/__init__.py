@@ -1,0 +1,1 @@
+"""Evaluations: jobs that score a model, and what their scores say."""

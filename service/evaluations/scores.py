@@ -1,0 +1,100 @@
+"""What a finished evaluation says, alone or against another one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from bridge_engine.evaluation.answers import PROBLEMS
+from bridge_engine.evaluation.comparison import Difference, difference
+from bridge_engine.evaluation.report import EvaluationResult, ProblemScore, SetReport
+from bridge_engine.spec_errors import FieldError
+from service.errors import invalid_fields
+from service.evaluations.subject import checkpoint_folder, finished
+from service.settings import Settings
+from service.store import JobRow, Store
+
+_problems: TypeAdapter[list[ProblemScore]] = TypeAdapter(list[ProblemScore])
+_OF_THE_JOB = ("grader", "seed")
+_OF_A_SET = ("temperature", "top_p", "max_new_tokens", "template", "samples")
+"""What two evaluations should have in common, for a difference to be the models'."""
+
+
+class Comparison(BaseModel):
+    """This evaluation against another one, paired by problem."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    job_id: str
+    """The other one."""
+    model: str
+    adapter: str | None
+    benchmarks: dict[str, Difference]
+    """By the set's name; sets of which both know no problem are left out."""
+    settings: dict[str, tuple[Any, Any]]
+    """What was set otherwise, ours and theirs: such a difference is not the models' alone."""
+
+
+class Scores(EvaluationResult):
+    """The scores of an evaluation."""
+
+    job_id: str
+    against: Comparison | None = None
+
+
+def scores(job: JobRow) -> Scores:
+    """The evaluation's own; `ApiError` 422 for a job that has none."""
+    finished(job)
+    return Scores.model_validate({**(job.result or {}), "job_id": job.id})
+
+
+def compared(job: JobRow, other: JobRow, store: Store, settings: Settings) -> Scores:
+    """The same, against another evaluation; `ApiError` 422 where nothing can be paired."""
+    finished(job)
+    finished(other, "against")
+    ours, theirs = scores(job), scores(other)
+    mine, their = (_of_problems(checkpoint_folder(j, store, settings)) for j in (job, other))
+    found = {
+        name: apart
+        for name in mine
+        if name in their and (apart := difference(mine[name], their[name], seed=ours.seed))
+    }
+    if not found:
+        sets = ", ".join(their) or "no set"
+        why = f"{job.id} and {other.id} have no problem in common; {other.id} was asked {sets}"
+        raise invalid_fields([FieldError("against", "nothing_in_common", why, given=other.id)])
+    return ours.model_copy(
+        update={
+            "against": Comparison(
+                job_id=other.id,
+                model=theirs.model,
+                adapter=theirs.adapter,
+                benchmarks=found,
+                settings=_settings(ours, theirs, list(found)),
+            )
+        }
+    )
+
+
+def _of_problems(folder: Path) -> dict[str, list[ProblemScore]]:
+    content = json.loads((folder / PROBLEMS).read_text(encoding="utf-8"))
+    return {name: _problems.validate_python(each["problems"]) for name, each in content.items()}
+
+
+def _settings(ours: Scores, theirs: Scores, names: list[str]) -> dict[str, tuple[Any, Any]]:
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (getattr(ours, name), getattr(theirs, name)) for name in _OF_THE_JOB
+    }
+    mine, their = (_by_name(one.benchmarks) for one in (ours, theirs))
+    for name in names:
+        for field in _OF_A_SET:
+            pair = getattr(mine[name], field), getattr(their[name], field)
+            pairs[f"benchmarks.{name}.{field}"] = pair
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _by_name(benchmarks: list[SetReport]) -> dict[str, SetReport]:
+    return {one.name: one for one in benchmarks}

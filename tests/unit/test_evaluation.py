@@ -1,0 +1,314 @@
+"""The evaluation job in this process, on bridge-tiny: what it asks, keeps, counts and refuses."""
+
+import json
+import shutil
+from math import comb
+
+import pytest
+import torch
+
+from bridge_engine.errors import EngineError
+from bridge_engine.evaluation import job as job_page
+from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
+from bridge_engine.evaluation.checks import read_card
+from bridge_engine.evaluation.job import Evaluation
+from bridge_engine.events import EventReader, EventWriter
+from bridge_engine.job_spec import check, fill, parse_spec
+from bridge_engine.rewards import Verifier
+from bridge_engine.run_state import Progress
+from tests.support.training import make_trainer
+
+SPEC = {
+    "kind": "eval",
+    "benchmarks": [{"name": "arithmetic", "limit": 14}],
+    "sampling": {"samples": 3, "temperature": 0.8, "max_new_tokens": 32, "batch_size": 12},
+    "runtime": {"threads": 1},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_base():
+    """Every test asks the same base model: it is read from the disk once."""
+    patch, loaded = pytest.MonkeyPatch(), {}
+    bare = job_page.load_subject
+
+    def once(base, folder, runtime):
+        if folder is not None:
+            return bare(base, folder, runtime)
+        return loaded.setdefault(base, bare(base, None, runtime))
+
+    patch.setattr(job_page, "load_subject", once)
+    yield
+    patch.undo()
+
+
+def evaluation(folder, adapter=None, stop=lambda: False, **changes):
+    """The job of SPEC with these changes; `adapter` is a folder that an earlier run exported."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {**SPEC, **changes}
+    card = None
+    if adapter is not None:
+        shutil.copytree(adapter, folder / "init", dirs_exist_ok=True)
+        document["adapter"], card = "job_1@2", read_card(folder / "init")
+    spec = parse_spec(document)
+    assert check(spec, card) == []
+    return Evaluation(fill(spec, card), folder, EventWriter(folder), stop)
+
+
+def run(folder, **options):
+    """(the result, what was asked of each set) of an evaluation that is run to its end."""
+    with evaluation(folder, **options) as made:
+        assert made.run()
+    return result(folder)
+
+
+def events(folder, type_=None):
+    found = EventReader(folder / "events.jsonl").read(limit=10_000)
+    return [e for e in found if type_ in (None, e.type)]
+
+
+def result(folder):
+    """The result less what the clock says."""
+    (done,) = events(folder, "done")
+    return {**done.result, "seconds": None}
+
+
+def lines(path):
+    """The answers that were kept, by problem."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return {
+        line["id"]: [(a["text"], a["tokens"], a["truncated"]) for a in line["answers"]]
+        for line in found
+        if "id" in line
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, one_base):
+    """A whole run, for others to be compared with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder)
+
+
+def test_scores_are_those_of_an_independent_count_of_the_answers(undisturbed):
+    folder, found = undisturbed
+    (one,) = found["benchmarks"]
+    kept = next((folder / "checkpoints").iterdir()) / COMPLETIONS
+    verdicts = [
+        [answer["verdict"] for answer in line["answers"]]
+        for line in map(json.loads, kept.read_text().splitlines())
+        if "answers" in line
+    ]
+    rights = [each.count("right") for each in verdicts]
+    assert (len(rights), one["problems"], one["samples"]) == (14, 14, 3)
+    assert 0 < sum(rights) < 42  # or the rest of this proves nothing
+    assert one["scores"]["avg@3"] == one["scores"]["pass@1"]
+    for k in (1, 2, 3):
+        expected = sum(1 - comb(3 - c, k) / comb(3, k) for c in rights) / 14
+        assert one["scores"][f"pass@{k}"]["value"] == pytest.approx(expected)
+    assert one["outcomes"]["right"] == sum(rights)
+    assert sum(one["outcomes"].values()) == 42
+    for score in one["scores"].values():
+        assert score["low"] <= score["value"] <= score["high"]
+    assert set(one["by_kind"]) == {"add3", "add5", "times", "paren", "mixed"}
+    problems = json.loads((kept.parent / PROBLEMS).read_text())["arithmetic"]["problems"]
+    assert [p["right"] for p in problems] == rights
+
+
+def test_the_stream_has_progress_and_at_last_the_scores(undisturbed):
+    folder, found = undisturbed
+    assert [e.steps for e in events(folder, "phase")] == [14]
+    metrics = events(folder, "metric")
+    assert [e.step for e in metrics] == [4, 8, 12, 14, 14]
+    score = found["benchmarks"][0]["scores"]["pass@1"]
+    last = metrics[-1].metrics
+    assert last["eval/arithmetic/pass@1"] == score["value"]
+    assert last["eval/arithmetic/pass@1/low"] == score["low"]
+    assert {e.source for e in events(folder, "sample")} == {"eval"}
+
+
+def test_a_run_that_is_killed_asks_no_finished_problem_again_and_ends_alike(
+    undisturbed, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    asked = []
+
+    def counting(made, die_after=None):
+        subject = made._examiner()
+        ask = subject[0].ask
+
+        def count(problems, *arguments, **options):
+            if die_after is not None and len(asked) >= die_after:
+                raise Killed
+            asked.extend(p.id for p in problems)
+            return ask(problems, *arguments, **options)
+
+        subject[0].ask = count
+        made._examiner = lambda: subject
+        return made
+
+    with pytest.raises(Killed), counting(evaluation(tmp_path), die_after=8) as made:
+        made.run()
+    assert len(asked) == 8
+    with (tmp_path / COMPLETIONS).open("a") as file:
+        file.write('{"benchmark": 0, "id": "half')  # what a kill leaves of a line
+    with counting(evaluation(tmp_path)) as made:
+        assert made.run()
+    assert len(asked) == len(set(asked)) == 14
+    assert result(tmp_path) == undisturbed[1]
+    assert [e.step for e in events(tmp_path, "resume")] == [8]
+
+
+def test_a_run_that_is_stopped_leaves_a_checkpoint_that_another_machine_goes_on_from(
+    undisturbed, tmp_path
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    stops = iter([False, False, True])
+    with evaluation(here, stop=lambda: next(stops)) as made:
+        assert not made.run()
+    assert events(here)[-1].type == "stopped"
+    assert len(lines(here / COMPLETIONS)) == 8
+    there.mkdir()
+    shutil.copytree(here / "checkpoints", there / "checkpoints")  # all that was published
+    assert run(there) == undisturbed[1]
+    assert lines(there / COMPLETIONS) == lines(undisturbed[0] / COMPLETIONS)
+
+
+def test_an_answer_depends_on_seed_problem_and_sample_alone(undisturbed, tmp_path):
+    before = lines(undisturbed[0] / COMPLETIONS)
+    sampling = {**SPEC["sampling"], "batch_size": 5, "samples": 2}
+    fewer = {"name": "arithmetic", "limit": 14, "kinds": ["add3", "paren"]}
+    run(tmp_path / "other", sampling=sampling, benchmarks=[fewer])
+    after = lines(tmp_path / "other" / COMPLETIONS)
+    both = [name for name in after if name in before]
+    assert len(both) >= 5
+    assert all(after[name] == before[name][:2] for name in both)
+    assert any(len(set(answers)) > 1 for answers in before.values())  # samples of their own
+    run(tmp_path / "seed", seed=1)
+    assert lines(tmp_path / "seed" / COMPLETIONS) != before
+
+
+def test_answers_are_judged_anew_without_a_model(undisturbed, tmp_path, monkeypatch):
+    folder, before = undisturbed
+    shutil.copytree(next((folder / "checkpoints").iterdir()), tmp_path / "init")
+    monkeypatch.setattr(job_page, "load_subject", None)  # whoever loads one fails
+    again = run(tmp_path, completions_of="job_1", grader="exact")
+    assert again["grader"]["name"] == "exact"
+    assert again["benchmarks"][0]["template"] == before["benchmarks"][0]["template"]
+    # these answers are plain numbers: as texts they are equal where they are equal as numbers
+    assert again["benchmarks"][0]["scores"] == before["benchmarks"][0]["scores"]
+
+
+def test_answers_to_other_questions_are_refused(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder, tmp_path / "run")
+    with pytest.raises(EngineError) as changed:
+        evaluation(tmp_path / "run", seed=5)
+    assert (changed.value.code, changed.value.param) == ("spec_changed", "seed")
+    shutil.copytree(next((folder / "checkpoints").iterdir()), tmp_path / "more" / "init")
+    with pytest.raises(EngineError) as other:
+        run(
+            tmp_path / "more",
+            completions_of="job_1",
+            benchmarks=[{"name": "arithmetic", "limit": 20}],
+        )
+    assert other.value.code == "spec_changed"
+
+
+def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_path):
+    template = {"suffix": "1+" * 110}
+    found = run(tmp_path, template=template, sampling={"max_new_tokens": 24})
+    (one,) = found["benchmarks"]
+    assert one["problems"] + one["left_out"] == 14
+    assert 0 < one["left_out"] < 14
+    assert sum(one["outcomes"].values()) == one["problems"]
+    (warning,) = [e for e in events(tmp_path, "log") if e.level == "warning"]
+    assert f"{one['left_out']} problems left out" in warning.message
+
+
+def test_two_splits_of_one_set_have_figures_of_their_own(tmp_path):
+    sets = [{"name": "arithmetic", "split": split, "limit": 3} for split in ("dev", "test")]
+    found = run(tmp_path, benchmarks=sets, sampling={"max_new_tokens": 16})
+    assert [one["name"] for one in found["benchmarks"]] == ["arithmetic:dev", "arithmetic:test"]
+    assert "eval/arithmetic:test/pass@1" in events(tmp_path, "metric")[-1].metrics
+
+
+# --------------------------------------------------------------------------- of an adapter
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(the run directory of a training job, what it measured itself, its held-out problems)."""
+    folder = tmp_path_factory.mktemp("trained")
+    made = make_trainer(
+        folder,
+        steps=2,
+        data={
+            "prompts": "arithmetic",
+            "demos": {"name": "arithmetic", "limit": 16},
+            "eval": {"name": "arithmetic", "limit": 20},
+        },
+        eval={"every": 0, "student_alone": False},
+        optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
+        runtime={"threads": 1},
+    )
+    scripted = made.explorer.verifier
+    with made:
+        for step in range(2):
+            made._step(Progress(step=step))
+        assert scripted.asked
+        made.explorer.verifier = Verifier()
+        score = made.explorer.measure(2, made.method.options.policy, show=False)
+        made.explorer.verifier.close()
+        made.state.save(Progress(step=2))
+    return folder, score
+
+
+def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(trained, tmp_path):
+    folder, score = trained
+    found = run(
+        tmp_path,
+        adapter=folder / "adapters" / "step-000002",
+        benchmarks=[{"name": "arithmetic", "limit": 20}],
+        sampling={},
+    )
+    (one,) = found["benchmarks"]
+    assert one["max_new_tokens"] == 24  # the adapter's own, as its template
+    assert one["template"]["kind"] == "plain"
+    pass_at_1 = one["scores"]["pass@1"]
+    assert (pass_at_1["value"], pass_at_1["low"], pass_at_1["high"]) == (
+        score.accuracy,
+        *score.interval,
+    )
+    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
+    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
+    assert base["benchmarks"][0]["scores"] != one["scores"]
+    texts = lines(tmp_path / COMPLETIONS), lines(tmp_path / "base" / COMPLETIONS)
+    assert any(texts[0][name] != texts[1][name] for name in texts[1])
+
+
+def test_an_adapter_of_another_base_or_with_other_bytes_is_refused(trained, tmp_path):
+    folder = trained[0] / "adapters" / "step-000002"
+    with pytest.raises(EngineError) as wrong:
+        job_page.load_subject("smollm2-135m-instruct", folder, parse_spec(SPEC).runtime)
+    assert wrong.value.code == "wrong_base"
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(EngineError) as damaged:
+        job_page.load_subject("bridge-tiny", tmp_path / "damaged", parse_spec(SPEC).runtime)
+    assert damaged.value.code == "adapter_damaged"
+
+
+def test_a_generator_a_row_gives_each_row_the_numbers_of_its_own():
+    from bridge_engine.rollout.native import _uniforms
+
+    def numbered(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    both = _uniforms(2, 5, numbered(1, 2))
+    assert torch.equal(both[1:], _uniforms(1, 5, numbered(2)))
+    with pytest.raises(ValueError, match="1 generators for 2 rows"):
+        _uniforms(2, 5, numbered(1))
