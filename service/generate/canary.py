@@ -23,6 +23,16 @@ by 4e-6 in float32 and by 0.03 in bfloat16."""
 
 def check_files(adapter: AdapterRow, folder: Path) -> None:
     """Raises ValueError where what lies beside the weights contradicts the registry."""
+    if not adapter.is_model:
+        _check_config(adapter, folder)
+    trained_on = card_of(folder).get("base_model", adapter.base_model)
+    if trained_on != adapter.base_model:
+        raise ValueError(
+            f"it was trained on {trained_on!r}, and was registered for {adapter.base_model!r}"
+        )
+
+
+def _check_config(adapter: AdapterRow, folder: Path) -> None:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, rank, targets = config["peft_type"], config["r"], config["target_modules"]
@@ -33,11 +43,6 @@ def check_files(adapter: AdapterRow, folder: Path) -> None:
     if rank != adapter.rank:
         raise ValueError(
             f"it has rank {rank} by its adapter_config.json, and was registered with {adapter.rank}"
-        )
-    trained_on = card_of(folder).get("base_model", adapter.base_model)
-    if trained_on != adapter.base_model:
-        raise ValueError(
-            f"it was trained on {trained_on!r}, and was registered for {adapter.base_model!r}"
         )
 
 
@@ -53,15 +58,17 @@ def card_of(folder: Path) -> Mapping[str, Any]:
 class Canary:
     """The figures that were noted at export."""
 
-    def __init__(self, tokens: list[int], logprobs: list[float], dtype: str) -> None:
+    def __init__(self, tokens: list[int], logprobs: list[float], *dtypes: str) -> None:
+        """`dtypes`: that of training, and that of serving where it is another."""
         self.tokens = tokens
         self.logprobs = logprobs
-        self.tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
+        self.tolerance = max(TOLERANCE.get(dtype, max(TOLERANCE.values())) for dtype in dtypes)
 
     @classmethod
-    def of(cls, folder: Path) -> Canary | None:
-        """Of the adapter in `folder`; None if its export noted none."""
-        noted: Any = card_of(folder).get("canary")
+    def of(cls, card: Mapping[str, Any], served: str = "") -> Canary | None:
+        """Of the adapter with this bridge.json, `served` in that dtype where it is not training's;
+        None if its export noted none."""
+        noted: Any = card.get("canary")
         try:
             tokens = [int(token) for token in noted["tokens"]]
             logprobs = [float(value) for value in noted["logprobs"]]
@@ -70,7 +77,7 @@ class Canary:
             return None
         if len(tokens) < 2 or len(logprobs) != len(tokens) - 1:
             return None
-        return cls(tokens, logprobs, dtype)
+        return cls(tokens, logprobs, dtype, *([served] if served else []))
 
     def request(self, model: str) -> dict[str, Any]:
         """What the backend is asked."""

@@ -38,9 +38,10 @@ def _body_of(name: str) -> dict[str, Any]:
 
 
 @router.get("/models", operation_id="openai_models", summary="Models", responses=responses())
-def models(store: StoreDep) -> ModelList:
+async def models(store: StoreDep, serving: ServingDep) -> ModelList:
     """Base models, the newest adapters (with their `parent`), and aliases (with their `root`)."""
-    return ModelList(data=_models(store))
+    bases = await serving.backends.bases()
+    return ModelList(data=await run_in_threadpool(_models, store, bases))
 
 
 @router.get(
@@ -58,8 +59,9 @@ async def model(model: str, serving: ServingDep) -> Model:
     return Model(id=target.adapter.name, created=created, parent=target.base_model)
 
 
-def _models(store: Store) -> list[Model]:
-    bases = [Model(id=name, created=0) for name in catalog.model_names()]
+def _models(store: Store, served: list[str] | None) -> list[Model]:
+    names = catalog.model_names() if served is None else [n for n in served if "@" not in n]
+    bases = [Model(id=name, created=0) for name in names]
     rows = store.adapters(limit=ADAPTERS)[0]
     adapters = [
         Model(id=row.name, created=int(row.created_at.timestamp()), parent=row.base_model)

@@ -353,7 +353,8 @@ class CheckpointRow(Row):
 
 
 class AdapterRow(Row):
-    """A trained adapter that inference can load, under the immutable name JOB@STEP."""
+    """A trained adapter that inference can load, under the immutable name JOB@STEP; the whole model
+    of a full student that has no adapter."""
 
     __tablename__ = "adapters"
     __table_args__ = (Index(None, "job_id", "step"),)
@@ -365,7 +366,9 @@ class AdapterRow(Row):
     """Relative to the run directory."""
     base_model: Mapped[str] = mapped_column(String)
     rank: Mapped[int]
+    """0: a whole model."""
     sha256: Mapped[str] = mapped_column(String)
+    """Of the weights; of a whole model's manifest, which has the hash of each file."""
     template: Mapped[dict[str, Any]] = mapped_column(Json)
     """The spec's template; the one in force lies in the adapter's bridge.json."""
     accuracy: Mapped[float | None] = mapped_column(Double)
@@ -373,6 +376,11 @@ class AdapterRow(Row):
     """`registered`, `ready` (it has answered) or `failed`."""
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    @property
+    def is_model(self) -> bool:
+        """A whole model, of a full student."""
+        return self.rank == 0
 
 
 class ArtifactRow(Row):

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from service.generate.backend import loaded_name
 from service.generate.routes import AT_ONCE
-from service.generate.serving import loaded_name
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, connect, problem
