@@ -153,7 +153,7 @@ class Registry:
 
     async def _load_base(self, name: str, folder: Path | None = None) -> Base:
         try:
-            path = folder or await self._read(lambda: self._materialize(name))
+            path = folder if folder else await self._read(lambda: self._materialize(name))
         except EngineError as error:
             raise not_found(error.message) from error
         need = await self._read(lambda: bytes_of(path, self.dtype))

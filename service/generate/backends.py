@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import httpx
 
@@ -11,6 +13,16 @@ from service.errors import ApiError
 from service.generate.backend import InferenceBackend
 from service.generate.vllm import VllmBackend
 from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What is served."""
+
+    names: list[str] | None
+    """None: every base model that the catalog knows."""
+    trouble: ApiError | None = None
+    """Why one of the servers does not say what it serves."""
 
 
 class Backends:
@@ -28,24 +40,9 @@ class Backends:
         most = settings.inference_max_adapters
         return cls([VllmBackend(url, transport, key, most) for url in settings.inference_urls])
 
-    async def bases(self) -> list[str] | None:
-        """The names that can be asked for, of those servers that say; None: all that the catalog
-        knows."""
+    async def bases(self) -> Bases:
+        """The base models that can be asked for."""
         found: list[str] = []
-        for server in self.servers:
-            try:
-                bases = await server.bases()
-            except ApiError:
-                continue
-            if bases is None:
-                return None
-            found += bases
-        return found
-
-    async def serving(self, model: str) -> InferenceBackend:
-        """The server of a base model, or of a whole model that was trained. Raises `ApiError`: 409
-        where none serves it, 503 where one that might cannot be asked."""
-        served: list[str] = []
         trouble: ApiError | None = None
         for server in self.servers:
             try:
@@ -53,19 +50,31 @@ class Backends:
             except ApiError as error:
                 trouble = error
                 continue
-            if bases is None or model in bases:
-                return server
-            served += bases
-        if trouble is not None:
-            raise trouble
+            if bases is None:
+                return Bases(None)
+            found += bases
+        return Bases(found, trouble)
+
+    async def serving(self, model: str) -> InferenceBackend:
+        """The server of a base model, or of a whole model that was trained. Raises `ApiError`: 409
+        where none serves it, 503 where one that might cannot be asked."""
+        for server in self.servers:
+            with contextlib.suppress(ApiError):
+                bases = await server.bases()
+                if bases is None or model in bases:
+                    return server
+        served = await self.bases()
+        if served.trouble is not None:
+            raise served.trouble
+        names = served.names or []
         raise ApiError(
             409,
             "model_not_served",
-            f"no vLLM server serves {model} (served: {', '.join(served)}): start one with "
+            f"no vLLM server serves {model} (served: {', '.join(names)}): start one with "
             f"--served-model-name {model} and add its address to BRIDGE_INFERENCE_URL",
             param="model",
             given=model,
-            allowed=served,
+            allowed=names,
         )
 
     async def healthy(self) -> bool:

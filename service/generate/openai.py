@@ -12,17 +12,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from bridge_engine import catalog
 from service.body import parse
 from service.context import StoreDep
 from service.errors import ApiError, responses
 from service.generate.backend import pieces
+from service.generate.backends import Bases
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.openai_schemas import ChatRequest, CompletionRequest, Model, ModelList
 from service.generate.pieces import Piece, chat_choice, read, text_choice
 from service.generate.prompting import adapter_template, templated
 from service.generate.routes import DONE, Body, ServingDep, event, logprobs_for, place, route_of
-from service.generate.serving import Target
+from service.generate.serving import Target, base_names
 from service.openai_errors import as_openai
 from service.store import Store
 
@@ -59,9 +59,8 @@ async def model(model: str, serving: ServingDep) -> Model:
     return Model(id=target.adapter.name, created=created, parent=target.base_model)
 
 
-def _models(store: Store, served: list[str] | None) -> list[Model]:
-    names = catalog.model_names() if served is None else [n for n in served if "@" not in n]
-    bases = [Model(id=name, created=0) for name in names]
+def _models(store: Store, served: Bases) -> list[Model]:
+    bases = [Model(id=name, created=0) for name in base_names(served)]
     rows = store.adapters(limit=ADAPTERS)[0]
     adapters = [
         Model(id=row.name, created=int(row.created_at.timestamp()), parent=row.base_model)
@@ -172,7 +171,7 @@ class _Shape:
     def chunk(self, chunk: dict[str, Any]) -> str | None:
         """One chunk of the backend's; None where it says nothing."""
         read_ones = [read(choice) for choice in chunk["choices"]]
-        told = [p for p in read_ones if p.text or p.finish_reason]
+        told = [p for p in read_ones if p.text or p.finish_reason or p.logprobs]
         usage = chunk.get("usage")
         if not told and not usage:
             return None

@@ -143,7 +143,7 @@ async def _events(
     try:
         async for chunk in pieces(opened):
             choices = [_choice(choice, logprobs) for choice in chunk["choices"]]
-            choices = [c for c in choices if c["text"] or c["finish_reason"]]
+            choices = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
             usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}
             if choices or usage:
                 yield event({**head, "choices": choices, **usage})

@@ -29,7 +29,7 @@ from service.adapters.names import find_adapter, look_up, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
-from service.generate.backends import Backends
+from service.generate.backends import Backends, Bases
 from service.generate.canary import PATH, Canary, card_of, check_files
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
@@ -97,14 +97,12 @@ class Serving:
             raise await run_in_threadpool(self._not_servable, row, error.message) from error
         return Target(row.base_model, server, row, folder, await run_in_threadpool(card_of, folder))
 
-    def _named(
-        self, adapter: str | None, model: str | None, bases: list[str] | None
-    ) -> AdapterRow | None:
+    def _named(self, adapter: str | None, model: str | None, bases: Bases) -> AdapterRow | None:
         """None: a base model."""
         if adapter is None:
             assert model is not None
             row = self._adapter_called(model, bases)
-            if row is None and bases is None:
+            if row is None and bases.names is None:
                 _check_base(model)
             return row
         row = find_adapter(self.store, adapter)
@@ -120,14 +118,16 @@ class Serving:
             )
         return row
 
-    def _adapter_called(self, model: str, bases: list[str] | None) -> AdapterRow | None:
+    def _adapter_called(self, model: str, bases: Bases) -> AdapterRow | None:
         """The adapter a request's `model` names, None for a base model; 404 for neither."""
-        models = catalog.model_names() if bases is None else [b for b in bases if "@" not in b]
+        models = base_names(bases)
         if model in models or "/" in model:  # the latter is the hub's to know, or a server's
             return None
         try:
             return look_up(self.store, model)
         except NotFound as error:
+            if bases.trouble is not None:  # it may be a base model there
+                raise bases.trouble from None
             adapters = newest(self.store)
             near = nearest_name(model, [*models, *adapters])
             hint = f"; did you mean {near!r}?" if near else ""
@@ -262,6 +262,13 @@ class Serving:
             given=adapter.name,
             outside=f"adapter {adapter.name} cannot be served; the service's log says why",
         )
+
+
+def base_names(bases: Bases) -> list[str]:
+    """The base models that may be named: whole models that were trained are in the registry."""
+    if bases.names is None:
+        return catalog.model_names()
+    return [name for name in bases.names if "@" not in name]
 
 
 def _check_base(model: str) -> None:

@@ -14,19 +14,18 @@ kept away from whoever asks us:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 from service.errors import ApiError
-from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
+from service.generate.backend import InferenceBackend, LoadFailed
 from service.store import AdapterRow
 
-DEFAULT_MAX_TOKENS = 256
-"""As the local process has it; vLLM's own default is 16 for texts."""
 _SAID: dict[str, Any] = {
+    "max_tokens": 256,  # or what the context leaves: vLLM sees to that
     "temperature": 1.0,
     "top_p": 1.0,
     "top_k": 0,
@@ -35,8 +34,6 @@ _SAID: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-
-Answer = TypeVar("Answer")
 
 
 class VllmBackend(InferenceBackend):
@@ -55,7 +52,6 @@ class VllmBackend(InferenceBackend):
         super().__init__(url, transport, api_key)
         self._most = most
         self._bases: list[str] | None = None
-        self._context = 0
         self._used: OrderedDict[str, None] = OrderedDict()
         """Adapters that it should have, the one used last at the end."""
 
@@ -75,9 +71,7 @@ class VllmBackend(InferenceBackend):
         """Cards of its base model's names and of its adapters; those that it got from another copy
         of this service are taken over, as used before all others."""
         cards = await super().loaded()
-        own = [card for card in cards if not card.get("parent")]
-        self._bases = [str(card["id"]) for card in own]
-        self._context = max((int(card.get("max_model_len") or 0) for card in own), default=0)
+        self._bases = [str(card["id"]) for card in cards if not card.get("parent")]
         for card in cards:
             if "@" in card["id"] and card.get("parent") and card["id"] not in self._used:
                 self._used[card["id"]] = None
@@ -143,59 +137,20 @@ class VllmBackend(InferenceBackend):
 
     async def complete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer of /v1/completions or /v1/chat/completions; raises `NotLoaded`."""
-        return await self._ask(path, body, super().complete)
+        return await super().complete(path, self._asked(body))
 
     async def stream(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """The same as an open stream."""
-        return await self._ask(path, body, super().stream)
+        return await super().stream(path, self._asked(body))
 
-    async def _ask(
-        self,
-        path: str,
-        body: dict[str, Any],
-        send: Callable[[str, dict[str, Any]], Awaitable[Answer]],
-    ) -> Answer:
-        """Where no length is asked for it is 256 tokens, or what the context leaves."""
+    def _asked(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request with all that it leaves open."""
         if body["model"] in self._used:
             self._used.move_to_end(body["model"])
-        asked = {**_SAID, "max_tokens": DEFAULT_MAX_TOKENS, **body}
+        asked = {**_SAID, **body}
         if (stop := asked.get("stop")) is not None:  # an empty one stops nothing; vLLM refuses it
             asked["stop"] = [text for text in ([stop] if isinstance(stop, str) else stop) if text]
-        try:
-            return await send(path, asked)
-        except NotLoaded:
-            if body["model"] in (self._bases or ()):
-                self._bases = None  # it was started anew with another model
-            raise
-        except ApiError as error:
-            if error.code != "cannot_generate" or "max_tokens" in body:
-                raise
-            room = await self._room(body)
-            if not 0 < room < DEFAULT_MAX_TOKENS:
-                raise
-            return await send(path, {**asked, "max_tokens": room})
-
-    async def _room(self, body: dict[str, Any]) -> int:
-        """Tokens that the context leaves behind the longest prompt."""
-        prompt = body.get("prompt")
-        if "messages" in body:
-            longest = await self._count(body["model"], messages=body["messages"])
-        elif isinstance(prompt, str):
-            longest = await self._count(body["model"], prompt=prompt)
-        else:
-            assert prompt  # the schemas demand one or the other, and no empty lists
-            several = prompt if isinstance(prompt[0], (str, list)) else [prompt]
-            counts = [
-                await self._count(body["model"], prompt=one) if isinstance(one, str) else len(one)
-                for one in several
-            ]
-            longest = max(counts)
-        return self._context - longest
-
-    async def _count(self, model: str, **content: Any) -> int:
-        response = await self._send("POST", "/tokenize", {"model": model, **content})
-        self._check(response)
-        return int(response.json()["count"])
+        return asked
 
     # ------------------------------------------------------------------ errors
 
