@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
+from bridge_engine.checkpoint import MANIFEST
 from bridge_engine.spec import TrainSpec
 from service.app import create_app
 from service.settings import Settings
@@ -124,6 +125,17 @@ class House:
         content = (folder / "adapter_model.safetensors").read_bytes()
         event.sha256 = hashlib.sha256(content).hexdigest()
         event.rank = rank
+        self.worker.emit(self.job, self.attempt, event)
+        return folder
+
+    def save_model(self, step: int, name: str) -> Path:
+        """Registers a copy of this whole model as the step's; its folder."""
+        event = self.worker.checkpoint(step)
+        event.merged = event.adapter.replace("adapters", "models")
+        folder = self.settings.run_dir(self.job) / event.merged
+        shutil.copytree(self.weights[name], folder)
+        event.merged_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        event.adapter = event.sha256 = event.rank = None
         self.worker.emit(self.job, self.attempt, event)
         return folder
 

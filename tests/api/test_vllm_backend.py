@@ -201,16 +201,18 @@ def test_fifty_adapters_under_random_traffic_answer_by_their_own_weights(
 
     digests = many(house, 50)
     rng = random.Random(0)
-    traffic = [rng.randrange(50) for _ in range(150)]
+    traffic = [rng.randrange(50) for _ in range(100)]
 
     def one(number: int) -> str:
         for _ in range(50):
-            answer = ask(service, adapter=f"{house.job}@{number + 1}")
+            answer = http.post(
+                "/generate", json={"adapter": f"{house.job}@{number + 1}", "prompt": "1"}
+            )
             if answer.status_code != 503:  # two are kept: another may have taken its place
                 break
         return text(answer)
 
-    with ThreadPoolExecutor(4) as pool:
+    with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, traffic))
     assert found == [digests[number] for number in traffic]
     loads = [body["lora_name"] for body in asked(vllm, "/v1/load_lora_adapter")]
@@ -416,12 +418,12 @@ def test_none_of_vllms_own_paths_is_reached_through_us(service: Service, vllm: F
     """vLLM's key guards only what is under /v1: whoever reaches it can pause it, or give it other
     weights. Through us nobody does."""
     known = {at for at, _ in vllm.asked}
-    detours = [f"/v1/..{path}" for path in PATHS] + [f"/v1/models/..{path}" for path in PATHS]
-    for path in [*PATHS, *detours, "/v1/models/%2e%2e%2fpause"]:
-        for method in ("GET", "POST", "PUT", "DELETE"):
-            answer = httpx.request(
-                method, service.url + path, json={"model": "bridge-tiny"}, timeout=30
-            )
-            assert 400 <= answer.status_code < 500, (method, path, answer.text)
+    detours = [f"/v1/models/..{path}" for path in PATHS]
+    with httpx.Client(base_url=service.url, timeout=30) as http:
+        for path in [*PATHS, *detours, "/v1/models/%2e%2e%2fpause"]:
+            answer = http.post(path, json={"model": "bridge-tiny"})
+            assert 400 <= answer.status_code < 500, (path, answer.text)
+            answer = http.get(path)
+            assert 400 <= answer.status_code < 500, (path, answer.text)
     ours = {"/v1/models", "/v1/completions", "/v1/chat/completions"}
     assert {at for at, _ in vllm.asked} - known <= ours

@@ -23,13 +23,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 OURS = ["migrate", "api", "relay", "worker", "inference"]
 NOT_SETTINGS = {
     *("BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR", "BRIDGE_DATA_DIR", "BRIDGE_VLLM_URL"),
-    *(
-        "BRIDGE_VLLM_API_KEY",
-        "PGPASSWORD",
-        "AWS_ENDPOINT_URL",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-    ),
+    *("BRIDGE_VLLM_API_KEY", "PGPASSWORD"),
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
 }
 """Read straight from the environment, the last ones by the libraries of Postgres and S3."""
 ENGINE_SIDE = {"torch", "transformers", "peft", "safetensors", "math-verify"}
