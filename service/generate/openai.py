@@ -121,7 +121,7 @@ async def chat_completions(body: Body, request: Request, serving: ServingDep) ->
             422, "impossible_combination", "top_logprobs needs logprobs", param="top_logprobs"
         )
     target = await serving.target(None, wanted.model)
-    content = await run_in_threadpool(_conversation, wanted, target)
+    content = _conversation(wanted, target)
     logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
     asked = {**wanted.sampling(), **content, **logprobs_for(content, logprobs)}
     shape = _Shape(target, chat=True, logprobs=logprobs is not None)
@@ -131,9 +131,9 @@ async def chat_completions(body: Body, request: Request, serving: ServingDep) ->
 def _conversation(wanted: ChatRequest, target: Target) -> dict[str, Any]:
     """{"messages": …}, or {"prompt": …} for an adapter that knows no chats."""
     messages = [message.plain() for message in wanted.messages]
-    if target.adapter is None or target.folder is None:
+    if target.adapter is None:
         return {"messages": messages}
-    template = adapter_template(target.folder, target.adapter.template)
+    template = adapter_template(target.card, target.adapter.template)
     if template.get("kind") != "plain":
         return {"messages": messages}
     if [message["role"] for message in messages] != ["user"]:

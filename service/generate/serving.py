@@ -82,20 +82,33 @@ class Serving:
         """The adapter or base model that is named; `model` may name either. Raises `ApiError`: 404
         with near names, 409 where the adapter belongs to another base than `model`."""
         bases = await self.backends.bases()
-        row = await run_in_threadpool(self._named, adapter, model, bases)
+        row, folder, card = await run_in_threadpool(self._found, adapter, model, bases)
         if row is None:
             assert model is not None  # the schemas demand one of the two
             return Target(model, await self.backends.serving(model))
-        return await self.trained(row)
+        return Target(row.base_model, await self._server(row), row, folder, card)
 
     async def trained(self, row: AdapterRow) -> Target:
         """An adapter of the registry. Raises `ApiError` where no server can serve it."""
-        server = await self.backends.serving(row.name if row.is_model else row.base_model)
+        files = await run_in_threadpool(self._files, row)
+        return Target(row.base_model, await self._server(row), row, *files)
+
+    async def _server(self, row: AdapterRow) -> InferenceBackend:
+        return await self.backends.serving(row.name if row.is_model else row.base_model)
+
+    def _found(
+        self, adapter: str | None, model: str | None, bases: Bases
+    ) -> tuple[AdapterRow | None, Path | None, Mapping[str, Any]]:
+        row = self._named(adapter, model, bases)
+        return (None, None, {}) if row is None else (row, *self._files(row))
+
+    def _files(self, row: AdapterRow) -> tuple[Path, Mapping[str, Any]]:
+        """The adapter's folder and its bridge.json."""
         try:
-            folder = await run_in_threadpool(adapter_folder, row, self.store, self.settings)
+            folder = adapter_folder(row, self.store, self.settings)
         except Damaged as error:
-            raise await run_in_threadpool(self._not_servable, row, error.message) from error
-        return Target(row.base_model, server, row, folder, await run_in_threadpool(card_of, folder))
+            raise self._not_servable(row, error.message) from error
+        return folder, card_of(folder)
 
     def _named(self, adapter: str | None, model: str | None, bases: Bases) -> AdapterRow | None:
         """None: a base model."""
