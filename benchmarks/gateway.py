@@ -1,7 +1,7 @@
 """Our gateway in front of a vLLM server, that server asked directly, and the local backend, in one
 run.
 
-    python benchmarks/gateway.py --vllm .venv-vllm/bin/python --model bridge-tiny
+    python -m benchmarks.gateway --vllm .venv-vllm/bin/python --model bridge-tiny
 
 Each is asked over HTTP by so many clients at once for `--tokens` tokens at temperature 1, of the
 base model and of one adapter; every server computes on one thread. The ways take turns within a
@@ -25,11 +25,11 @@ from typing import Any
 
 import httpx
 import psutil
-import servers
 import torch
-from serving import PROMPTS, random_adapters
 from transformers import AutoModelForCausalLM
 
+from benchmarks import servers
+from benchmarks.serving import PROMPTS, random_adapters
 from bridge_engine.models import materialize_model
 from service.generate.backend import loaded_name
 from service.settings import Settings

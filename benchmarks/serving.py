@@ -1,13 +1,13 @@
 """The local backend beside transformers' `generate` called once a request, in one run.
 
-    python benchmarks/serving.py --model bridge-tiny --concurrency 1 8 32 --requests 32 --tokens 64
+    python -m benchmarks.serving --model bridge-tiny --concurrency 1 8 32 --requests 32 --tokens 64
 
 `python -m inference` with one thread is asked over HTTP by so many clients at once, for one adapter
 and for eight in turn; `generate` is called in this process, on one thread, through PEFT with one of
 the adapters. All sample at temperature 1. The figures are generated tokens a second, the median of
 interleaved rounds, and their ratios: other work on the machine hits all three alike.
 
-What the gateway costs in front of a vLLM server is `benchmarks/gateway.py`.
+What the gateway costs in front of a vLLM server is `benchmarks.gateway`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import httpx
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from servers import inference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.servers import inference
 from bridge_engine.models import materialize_model
 
 ADAPTERS = 8
