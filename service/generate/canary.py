@@ -7,52 +7,15 @@ weights, weights scaled wrongly or a base that is not the training's give other 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from service.errors import ApiError
-from service.store import AdapterRow
 
 PATH = "/v1/completions"
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.2, "float16": 0.05}
 """Mean difference of log-probabilities, in nats, by the dtype that was trained in. Backends differ
 by 4e-6 in float32 and by 0.03 in bfloat16."""
-
-
-def check_files(adapter: AdapterRow, folder: Path) -> None:
-    """Raises ValueError where what lies beside the weights contradicts the registry."""
-    if not adapter.is_model:
-        _check_config(adapter, folder)
-    trained_on = card_of(folder).get("base_model", adapter.base_model)
-    if trained_on != adapter.base_model:
-        raise ValueError(
-            f"it was trained on {trained_on!r}, and was registered for {adapter.base_model!r}"
-        )
-
-
-def _check_config(adapter: AdapterRow, folder: Path) -> None:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, rank, targets = config["peft_type"], config["r"], config["target_modules"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its adapter_config.json cannot be read: {error!r}") from None
-    if kind != "LORA" or not targets:
-        raise ValueError(f"its adapter_config.json says {kind} on {targets}, not LoRA on layers")
-    if rank != adapter.rank:
-        raise ValueError(
-            f"it has rank {rank} by its adapter_config.json, and was registered with {adapter.rank}"
-        )
-
-
-def card_of(folder: Path) -> Mapping[str, Any]:
-    """The adapter's bridge.json; empty where there is none that can be read."""
-    try:
-        card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 class Canary:

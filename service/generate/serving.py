@@ -30,7 +30,8 @@ from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
 from service.generate.backends import Backends, Bases
-from service.generate.canary import PATH, Canary, card_of, check_files
+from service.generate.canary import PATH, Canary
+from service.generate.files import card_of, check_files
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from safetensors.numpy import load_file, save_file
 
 from bridge_engine.checkpoint import publish
 from service.generate.backend import loaded_name
@@ -356,7 +357,9 @@ def test_a_prompt_at_fault_is_a_problem_even_where_a_stream_was_asked_for(
     problem(refused, 422, "cannot_generate")
 
 
-def test_the_registrys_word_on_rank_and_base_is_checked(client: TestClient, house: House) -> None:
+def test_the_registrys_word_on_rank_base_and_dtype_is_checked(
+    client: TestClient, house: House, tmp_path: Path
+) -> None:
     house.save(2, "one", rank=16)
     assert "rank 4" in problem(ask(client, adapter=house.job), 502, "adapter_failed")["detail"]
     folder = house.save(4, "one")
@@ -364,6 +367,13 @@ def test_the_registrys_word_on_rank_and_base_is_checked(client: TestClient, hous
     (folder / "bridge.json").write_text(json.dumps(card))
     refused = problem(ask(client, adapter=f"{house.job}@4"), 502, "adapter_failed")
     assert "trained on 'other'" in refused["detail"]
+    whole_numbers = shutil.copytree(house.weights["one"], tmp_path / "whole_numbers")
+    file = whole_numbers / "adapter_model.safetensors"
+    save_file({name: weight.astype("int8") for name, weight in load_file(file).items()}, file)
+    house.weights = {**house.weights, "whole_numbers": whole_numbers}
+    house.save(6, "whole_numbers")
+    refused = problem(ask(client, adapter=f"{house.job}@6"), 502, "adapter_failed")
+    assert "dtype I8" in refused["detail"]
 
 
 def test_an_adapter_that_is_not_what_was_exported_is_never_ready(
@@ -474,7 +484,6 @@ def test_a_full_student_without_adapter_is_served_as_the_whole_model(
     client: TestClient, house: House, tmp_path: Path, inference: str
 ) -> None:
     import numpy as np
-    from safetensors.numpy import load_file, save_file
 
     from bridge_engine.catalog import resolve_model
 

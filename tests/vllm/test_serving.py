@@ -2,9 +2,11 @@
 left of it when vLLM dies."""
 
 import asyncio
+import io
 import random
 import shutil
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -250,6 +252,20 @@ def test_a_rank_above_the_servers_names_the_option(service, weights, tmp_path):
     answer = httpx.post(f"{service.url}/generate", json=body, timeout=60)
     assert answer.status_code == 409
     assert "--max-lora-rank 64" in answer.json()["detail"]
+
+
+def test_a_download_is_what_vllm_loads_as_it_is(service, house, vllm, expected, tmp_path):
+    archive = httpx.get(f"{service.url}/adapters/{house.job}@2/download", timeout=60).content
+    with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
+        zipped.extractall(tmp_path / "unpacked")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=vllm.url, headers=headers, timeout=60) as http:
+        body = {"lora_name": "downloaded", "lora_path": str(tmp_path / "unpacked")}
+        assert http.post("/v1/load_lora_adapter", json=body).is_success
+        asked = {"model": "downloaded", "prompt": PROMPTS[0], "max_tokens": TOKENS}
+        answer = http.post("/v1/completions", json=asked | {"temperature": 0}).json()
+        assert answer["choices"][0]["text"] == expected["w1", PROMPTS[0]]
+        http.post("/v1/unload_lora_adapter", json={"lora_name": "downloaded"})
 
 
 def test_what_is_wrong_with_a_request_is_said(service, house):
