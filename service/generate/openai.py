@@ -88,7 +88,7 @@ def _models(store: Store, served: Bases) -> list[Model]:
     operation_id="openai_completions",
     summary="Continue a text",
     response_model=None,
-    responses=responses(400, 404, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
     dependencies=[Depends(place)],
     openapi_extra=_body_of("CompletionRequest"),
 )
@@ -108,7 +108,7 @@ async def completions(body: Body, request: Request, serving: ServingDep) -> Any:
     operation_id="openai_chat_completions",
     summary="Answer a conversation",
     response_model=None,
-    responses=responses(400, 404, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
     dependencies=[Depends(place)],
     openapi_extra=_body_of("ChatRequest"),
 )

@@ -27,7 +27,7 @@ AT_ONCE = 256
 the inference process has a line of its own and says when that is full."""
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
     return cast(Serving, request.app.state.serving)
 
 

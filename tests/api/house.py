@@ -149,7 +149,8 @@ class Served:
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
-        self._listener = socket.socket()
+        # Of TCP by name, or its answers would wait for acknowledgements (Nagle) for 40 ms.
+        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
