@@ -95,12 +95,16 @@ class VllmBackend(InferenceBackend):
         if adapter.is_model:
             return
         await self.loaded()
-        idle = [one for one in self._used if one != name and one not in self.pinned]
-        for oldest in idle[: max(0, len(self._used.keys() | {name}) - self._most)]:
-            await self.unload(oldest)
-        await super().load(name, folder, adapter)
-        self._used[name] = None
+        self._used[name] = None  # at once: who loads another meanwhile must count it
         self._used.move_to_end(name)
+        idle = [one for one in self._used if one != name and one not in self.pinned]
+        for oldest in idle[: max(0, len(self._used) - self._most)]:
+            await self.unload(oldest)
+        try:
+            await super().load(name, folder, adapter)
+        except BaseException:
+            self._used.pop(name, None)
+            raise
 
     async def unload(self, name: str) -> None:
         """Drops an adapter; one that is not there is no error."""

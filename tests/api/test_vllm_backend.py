@@ -215,6 +215,7 @@ def test_fifty_adapters_under_random_traffic_answer_by_their_own_weights(
     with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, traffic))
     assert found == [digests[number] for number in traffic]
+    assert len(vllm.adapters) <= KEPT
     loads = [body["lora_name"] for body in asked(vllm, "/v1/load_lora_adapter")]
     assert len({(name, vllm.first[name]) for name in loads}) == len(set(loads))
 

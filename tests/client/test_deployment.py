@@ -108,6 +108,24 @@ def test_vllm_takes_our_key_and_holds_the_adapters_that_we_keep() -> None:
     assert "ports" not in vllm, "its key guards only a part of its routes"
 
 
+def test_the_api_may_be_put_in_front_of_vllm(monkeypatch) -> None:
+    """By the variables that the file's head names."""
+    given = {
+        "BRIDGE_INFERENCE_BACKEND": "vllm",
+        "BRIDGE_INFERENCE_URL": "http://vllm:8010",
+        "BRIDGE_VLLM_KEY": "secret",
+    }
+    for key, value in COMPOSE["services"]["api"]["environment"].items():
+        monkeypatch.setenv(key, filled(value, given))
+    settings = Settings()
+    assert (settings.inference_backend, settings.inference_urls) == ("vllm", ["http://vllm:8010"])
+    assert settings.inference_api_key.get_secret_value() == "secret"
+    command = COMPOSE["services"]["vllm"]["command"]
+    assert {"--host=0.0.0.0", "--port=8010", "--enable-lora"} <= set(command)
+    volumes = COMPOSE["services"]["vllm"]["volumes"]
+    assert "bridge:/var/lib/bridge:ro" in volumes, "the same path as the service's"
+
+
 def test_every_server_is_watched_and_starts_after_the_migrations() -> None:
     assert "/health'" in " ".join(COMPOSE["services"]["inference"]["healthcheck"]["test"])
     for name in set(OURS) - {"migrate"}:
