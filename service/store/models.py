@@ -210,9 +210,9 @@ class JobRow(Row):
     @property
     def adapter(self) -> str | None:
         """Name of the adapter to use: the best measured one, else the newest, else None."""
-        if not self._exports_adapters:
-            return None
         step = self.best_step if self.best_step is not None else self.checkpoint_step
+        if not self._exports_adapters and step not in (self.best_step, self.total_steps):
+            return None  # whole models are written at the best and at the last step alone
         return None if step is None else f"{self.id}@{step}"
 
     @property
