@@ -135,7 +135,7 @@ class Serving:
     def _adapter_called(self, model: str, bases: Bases) -> AdapterRow | None:
         """The adapter a request's `model` names, None for a base model; 404 for neither."""
         models = base_names(bases)
-        if model in models or "/" in model:  # the latter is the hub's to know, or a server's
+        if model in {*models, *catalog.model_names()} or "/" in model:  # the hub's, or a server's
             return None
         try:
             return look_up(self.store, model)

@@ -323,7 +323,8 @@ def test_a_base_that_is_not_served_is_409_with_those_that_are(
     with Served(other.app) as server, Service(_settings(settings, server.url)) as service:
         house = House(settings, service.store, weights)
         save(house, 2, "one")
-        for named in ({"adapter": house.job}, {"model": "owner/name"}):
+        unserved = ({"adapter": house.job}, {"model": "owner/name"}, {"model": "bridge-tiny"})
+        for named in unserved:
             body = problem(ask(service, **named), 409, "model_not_served")
             assert body["allowed"] == ["another"]
             assert "--served-model-name" in body["detail"]
