@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, NotLoaded, loaded_name
 from service.generate.serving import Serving, Target
+from service.generate.vllm import AWAY
 from service.store import Store, StoreUnavailable
 
 EVERY_SECONDS = 15.0
@@ -93,7 +94,7 @@ class Controller:
         except NotLoaded as error:
             log.info("%s made room for others at once: %s", target.name, error.message)
         except ApiError as error:
-            if error.status in (429, 503):
+            if error.status in AWAY:
                 raise  # for the next look
             log.warning("%s is not loaded again: %s", target.name, error.detail)
 

@@ -35,6 +35,9 @@ _SAID: dict[str, Any] = {
     "frequency_penalty": 0.0,
 }
 
+AWAY = (429, 503, 504)
+"""What is tried again once the server is back."""
+
 
 class VllmBackend(InferenceBackend):
     """A client of one vLLM server (its HTTP routes as of vLLM 0.32)."""
@@ -102,8 +105,9 @@ class VllmBackend(InferenceBackend):
             await self.unload(oldest)
         try:
             await super().load(name, folder, adapter)
-        except BaseException:
-            self._used.pop(name, None)
+        except (ApiError, LoadFailed) as error:
+            if getattr(error, "status", None) not in AWAY:
+                self._used.pop(name, None)
             raise
 
     async def unload(self, name: str) -> None:
