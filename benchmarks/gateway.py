@@ -7,7 +7,8 @@ Each is asked over HTTP by so many clients at once for `--tokens` tokens at temp
 base model and of one adapter; every server computes on one thread. The ways take turns within a
 round, so that other work on the machine hits them alike. Figures are medians over rounds: generated
 tokens a second and the median time to a whole answer; what the gateway costs is the median of what
-it cost in each round.
+it cost in each round. Where the machine is busy, waiting for a core is most of that; CPU time
+depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ from service.generate.backend import loaded_name
 from service.settings import Settings
 from service.store import Store
 
+Found = dict[tuple[str, str, int], list[tuple[float, float, float]]]
+
 
 @dataclass(frozen=True)
 class Way:
     """One way to ask."""
 
-    url: str
+    url: servers.Address
     models: dict[str, str]
     """What `base` and `adapter` are called there."""
     key: str = "none"
@@ -85,12 +88,9 @@ def main() -> None:
     _print(options, found, statistics.mean(busy))
 
 
-async def _measure(
-    ways: dict[str, Way], options: Any, busy: list[float]
-) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
-    """(tokens a second, median seconds of an answer) of each round, by way, model and number of
-    clients."""
-    found: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
+async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Found:
+    """Figures of each round, by way, model and number of clients."""
+    found: Found = defaultdict(list)
     for round_number in range(options.rounds + 1):
         for kind in ("base", "adapter"):
             for count in options.concurrency:
@@ -103,7 +103,10 @@ async def _measure(
     return found
 
 
-async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> tuple[float, float]:
+async def _ask(
+    way: Way, kind: str, count: int, options: Any, seed: int
+) -> tuple[float, float, float]:
+    """Tokens a second, median seconds of an answer, CPU seconds a request in the server asked."""
     requests = max(options.requests, 2 * count) if count > 1 else options.requests // 2
     turns = asyncio.Semaphore(count)
     times: list[float] = []
@@ -128,9 +131,11 @@ async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> tupl
             answer.raise_for_status()
             return int(answer.json()["usage"]["completion_tokens"])
 
-        began = time.perf_counter()
+        used, began = servers.cpu_seconds(way.url), time.perf_counter()
         tokens = sum(await asyncio.gather(*(one(i) for i in range(requests))))
-        return tokens / (time.perf_counter() - began), statistics.median(times)
+        rate = tokens / (time.perf_counter() - began)
+        used = (servers.cpu_seconds(way.url) - used) / requests
+        return rate, statistics.median(times), used
 
 
 def _load(way: Way, name: str, folder: Path, base: str) -> None:
@@ -139,9 +144,7 @@ def _load(way: Way, name: str, folder: Path, base: str) -> None:
         pass  # the base is being loaded
 
 
-def _print(
-    options: Any, found: dict[tuple[str, str, int], list[tuple[float, float]]], busy: float
-) -> None:
+def _print(options: Any, found: Found, busy: float) -> None:
     print(
         f"{options.model}, float32, one thread a server, at most {options.tokens} tokens an "
         f"answer, {options.rounds} rounds of {options.requests} requests; mean load {busy:.1f} on "
@@ -149,19 +152,24 @@ def _print(
     )
     print(
         "| model | clients | vLLM (tokens/s, p50 ms) | gateway | throughput kept | p50 added (ms) "
-        "| local | local / vLLM |\n|---|---|---|---|---|---|---|---|"
+        "| its CPU (ms a request) | local | local / vLLM |\n|---|---|---|---|---|---|---|---|---|"
     )
     for kind in ("base", "adapter"):
         for count in options.concurrency:
             pairs = {way: found[way, kind, count] for way in ("vLLM", "gateway", "local")}
-            rate = {way: statistics.median(r for r, _ in rows) for way, rows in pairs.items()}
-            p50 = {way: statistics.median(t for _, t in rows) * 1e3 for way, rows in pairs.items()}
+            rate = {way: statistics.median(row[0] for row in rows) for way, rows in pairs.items()}
+            p50 = {
+                way: statistics.median(row[1] for row in rows) * 1e3 for way, rows in pairs.items()
+            }
             both = list(zip(pairs["gateway"], pairs["vLLM"], strict=True))
             kept = statistics.median(ours[0] / theirs[0] for ours, theirs in both)
             added = statistics.median((ours[1] - theirs[1]) * 1e3 for ours, theirs in both)
+            cpu = {way: statistics.median(row[2] for row in rows) for way, rows in pairs.items()}
+            share = cpu["gateway"] / (cpu["gateway"] + cpu["vLLM"])
             cells = [f"{rate[w]:.0f}, {p50[w]:.0f}" for w in ("vLLM", "gateway")]
             print(
                 f"| {kind} | {count} | {' | '.join(cells)} | {kept:.0%} | {added:+.1f} | "
+                f"{cpu['gateway'] * 1e3:.1f} ({share:.0%}) | "
                 f"{rate['local']:.0f}, {p50['local']:.0f} | {rate['local'] / rate['vLLM']:.1f}× |"
             )
 

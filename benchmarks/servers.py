@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 
 from bridge_engine import events as ev
 from bridge_engine.spec import TrainSpec
@@ -23,11 +24,25 @@ from service.store import Store
 from service.store.migrate import upgrade
 
 KEY = "benchmark"
+
+
+class Address(str):
+    """Where a server answers, and its process."""
+
+    process: psutil.Process
+
+
+def cpu_seconds(server: Address) -> float:
+    """CPU time that the server and its children have used."""
+    family = [server.process, *server.process.children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
 STARTS_WITHIN_S = 600
 
 
 @contextmanager
-def inference() -> Iterator[str]:
+def inference() -> Iterator[Address]:
     """`python -m inference`; its address."""
     port = _free_port()
     command = [sys.executable, "-m", "inference", "--port", str(port)]
@@ -36,7 +51,7 @@ def inference() -> Iterator[str]:
 
 
 @contextmanager
-def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[str]:
+def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[Address]:
     """A vLLM server of the model at `model`, from the environment of that interpreter."""
     port = _free_port()
     command = [
@@ -57,7 +72,7 @@ def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterat
 
 
 @contextmanager
-def gateway(home: Path, backend: str, url: str) -> Iterator[str]:
+def gateway(home: Path, backend: str, url: str) -> Iterator[Address]:
     """`python -m service` in front of an inference server."""
     port = _free_port()
     environment = {
@@ -68,8 +83,8 @@ def gateway(home: Path, backend: str, url: str) -> Iterator[str]:
         "BRIDGE_INFERENCE_API_KEY": KEY,
     }
     own = f"http://127.0.0.1:{port}"
-    with _process([sys.executable, "-m", "service"], own, environment, "/healthz"):
-        yield own
+    with _process([sys.executable, "-m", "service"], own, environment, "/healthz") as address:
+        yield address
 
 
 def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list[str]:
@@ -96,7 +111,7 @@ def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list
 @contextmanager
 def _process(
     command: Sequence[str], url: str, environment: dict[str, str], health: str = "/health"
-) -> Iterator[str]:
+) -> Iterator[Address]:
     started = subprocess.Popen(
         command,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -115,7 +130,9 @@ def _process(
             if started.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"{' '.join(command)} did not start")
             time.sleep(0.2)
-        yield url
+        address = Address(url)
+        address.process = psutil.Process(started.pid)
+        yield address
     finally:
         os.killpg(started.pid, signal.SIGTERM)
         try:
