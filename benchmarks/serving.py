@@ -1,22 +1,20 @@
 """The local backend beside transformers' `generate` called once a request, in one run.
 
-    python benchmarks/serving.py --model bridge-tiny --concurrency 1 8 32 --requests 32 --tokens 64
+    python -m benchmarks.serving --model bridge-tiny --concurrency 1 8 32 --requests 32 --tokens 64
 
 `python -m inference` with one thread is asked over HTTP by so many clients at once, for one adapter
 and for eight in turn; `generate` is called in this process, on one thread, through PEFT with one of
 the adapters. All sample at temperature 1. The figures are generated tokens a second, the median of
 interleaved rounds, and their ratios: other work on the machine hits all three alike.
+
+What the gateway costs in front of a vLLM server is `benchmarks.gateway`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -28,6 +26,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.servers import inference
 from bridge_engine.models import materialize_model
 
 ADAPTERS = 8
@@ -49,16 +48,16 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     base: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with tempfile.TemporaryDirectory() as scratch:
-        folders = _adapters(base, Path(scratch), options.rank)
+        folders = random_adapters(base, Path(scratch), options.rank)
         model = PeftModel.from_pretrained(base, folders[0]).eval()
-        with _Inference() as url:
+        with inference() as url:
             for number, folder in enumerate(folders):
                 _load(url, f"A@{number}", folder, options.model)
             rates = _measure(url, model, tokenizer, options)
     _print(options, rates)
 
 
-def _adapters(base: Any, root: Path, rank: int) -> list[Path]:
+def random_adapters(base: Any, root: Path, rank: int) -> list[Path]:
     """Random ones, small enough to leave the base's answers their usual length."""
     config = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned: Any = get_peft_model(base, config)
@@ -135,33 +134,6 @@ async def _ask(url: str, names: list[str], concurrency: int, tokens: int, seed: 
         began = time.perf_counter()
         counts = await asyncio.gather(*(one(i, name) for i, name in enumerate(names)))
         return sum(counts) / (time.perf_counter() - began)
-
-
-class _Inference:
-    """`python -m inference` while it is needed."""
-
-    def __enter__(self) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "inference", "--port", str(port)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "BRIDGE_INFERENCE_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            try:
-                httpx.get(f"{url}/health", timeout=10)
-                return url
-            except httpx.TransportError:
-                if self._process.poll() is not None:
-                    raise SystemExit("inference did not start") from None
-                time.sleep(0.2)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
 
 
 def _load(url: str, name: str, folder: Path, base: str) -> None:

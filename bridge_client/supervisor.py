@@ -112,7 +112,13 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.inference_port = ports.free_port(self.port + 1, but=frozenset({self.port}))
         self.url = f"http://{ports.reachable(self.host)}:{self.port}"
-        self.inference_url = f"http://{ports.LOOPBACK}:{self.inference_port}"
+        # A vLLM server is somebody else's to start: it takes its own environment, and a GPU.
+        elsewhere = os.environ.get("BRIDGE_INFERENCE_BACKEND") == "vllm"
+        self.inference_url = (
+            os.environ.get("BRIDGE_INFERENCE_URL", "")
+            if elsewhere
+            else f"http://{ports.LOOPBACK}:{self.inference_port}"
+        )
         environment = os.environ | {
             "BRIDGE_HOME": str(self.home.path),
             "BRIDGE_HOST": self.host,
@@ -125,7 +131,7 @@ class Supervisor:
         environment.setdefault("BRIDGE_UPLOADS_DIR", str(self.home.path / "datasets"))
         self.children = {
             name: Child(name, [sys.executable, "-m", name], environment, self.home.log(name))
-            for name in ("service", "worker", "inference")
+            for name in ("service", "worker", *(() if elsewhere else ("inference",)))
         }
 
     def run(self) -> int:
@@ -138,9 +144,10 @@ class Supervisor:
         try:
             self._start(["service"])
             self._until(f"{self.url}/healthz")  # it migrates the database; the others need that
-            self._start(["worker", "inference"])
+            self._start([name for name in self.children if name != "service"])
             self._until(f"{self.url}/readyz")
-            self._until(f"{self.inference_url}/health")
+            if "inference" in self.children:
+                self._until(f"{self.inference_url}/health")
             if not self.stopping:
                 self.ready = True
                 self._write()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from bridge_engine.errors import EngineError
 from bridge_engine.known_models import KNOWN
 from bridge_engine.spec_errors import did_you_mean
+from bridge_engine.tensor_header import tensor_header
 
 BRIDGE_TINY = "bridge-tiny"
 SMOLLM = "smollm2-135m-instruct"
@@ -110,13 +111,10 @@ def _count(folder: Path) -> int | None:
     """Weights in a folder, from the headers of its safetensors files (kilobytes are read)."""
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > 100_000_000:  # no header is this long: not a safetensors file
-                return None
-            header = json.loads(stream.read(length))
-        shapes = (entry["shape"] for key, entry in header.items() if key != "__metadata__")
-        total += sum(_product(shape) for shape in shapes)
+        try:
+            total += sum(_product(entry["shape"]) for entry in tensor_header(file).values())
+        except ValueError:
+            return None
     return total or None
 
 

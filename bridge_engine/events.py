@@ -89,6 +89,11 @@ class Checkpoint(_Event):
     student_accuracy: float | None = None
     merged: str | None = None
     """The policy as a whole model; at the last and at the best step, where there is one."""
+    merged_sha256: str | None = None
+    """Of its manifest."""
+    merged_student: str | None = None
+    """The student alone as a whole model, where it was trained as one."""
+    merged_student_sha256: str | None = None
     accuracy: float | None = None
     """Held-out accuracy at this step, where it was measured."""
     best: bool = False

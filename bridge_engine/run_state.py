@@ -173,6 +173,7 @@ class RunState:
             template=self.template.model_dump(),
             max_new_tokens=self.spec.rollout.max_new_tokens,
             accuracy=progress.accuracy,
+            end_tokens=list(self.policy.eos_ids),
         )
         best = progress.accuracy is not None and progress.best_step == progress.step
         exports = write_exports(

@@ -18,7 +18,13 @@ from inference.limits import Limits
 from inference.registry import Base, Registry
 from inference.sampling import SamplingParams
 from inference.scheduler import Scheduler
-from inference.schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
+from inference.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    LoadAdapter,
+    LoadModel,
+    UnloadAdapter,
+)
 
 GRACE_SECONDS = 10.0
 """What has begun when the process is asked to stop may go on for so long."""
@@ -58,7 +64,7 @@ def create_app(
         """What is loaded. Base models that are not listed are loaded when they are first named."""
         bases = [_model_card(b.name, b.path, None, b, b.loaded_at) for b in registry.bases.values()]
         adapters = [
-            _model_card(a.name, a.path, a.base.name, a.base, a.loaded_at)
+            _model_card(a.name, a.path, a.base.name, a.base, a.loaded_at) | {"pinned": a.pinned}
             for a in registry.adapters.values()
         ]
         return {"object": "list", "data": bases + adapters}
@@ -66,8 +72,15 @@ def create_app(
     @app.post("/v1/load_lora_adapter")
     async def load_lora_adapter(body: LoadAdapter) -> PlainTextResponse:
         path = Path(body.lora_path)
-        await registry.load_adapter(body.lora_name, path, body.base_model, body.sha256)
+        await registry.load_adapter(
+            body.lora_name, path, body.base_model, body.sha256, pinned=body.pinned
+        )
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @app.post("/v1/load_model")
+    async def load_model(body: LoadModel) -> PlainTextResponse:
+        await registry.load_model(body.name, Path(body.path))
+        return PlainTextResponse(f"Success: model '{body.name}' loaded.")
 
     @app.post("/v1/unload_lora_adapter")
     async def unload_lora_adapter(body: UnloadAdapter) -> PlainTextResponse:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine import logits
@@ -32,8 +30,9 @@ from bridge_engine.errors import EngineError
 from bridge_engine.template import end_tokens
 from inference.batch import Batch
 from inference.errors import InferenceError, not_found
+from inference.folders import bytes_of, check_model, checked_base
 from inference.limits import Limits
-from inference.lora import WEIGHTS, LoraWeights, read_lora
+from inference.lora import LoraWeights, read_lora
 
 LOAD_SECONDS = 20.0
 """So long a request waits for a model to be loaded; then it hears when to come back."""
@@ -70,6 +69,8 @@ class Adapter:
     weights: LoraWeights
     loaded_at: float = field(default_factory=time.time)
     pins: int = 0
+    pinned: bool = False
+    """Never makes room for others; this is one of the pins, of its base too."""
 
     @property
     def bytes(self) -> int:
@@ -126,7 +127,7 @@ class Registry:
             adapter = _used(self.adapters, name)
             _used(self.bases, adapter.base.name)
             return adapter
-        if "@" in name:  # JOB@STEP: never a base model's name
+        if "@" in name and name not in self.bases:  # JOB@STEP: no base model's name
             raise not_found(f"No adapter named {name!r} is loaded.")
         return await self.base(name)
 
@@ -142,12 +143,20 @@ class Registry:
             return _used(self.bases, name)
         return await self._loaded("base model", name, lambda: self._load_base(name))
 
-    async def _load_base(self, name: str) -> Base:
+    async def load_model(self, name: str, path: Path) -> Base:
+        """Loads a whole model that was trained. It takes a base model's place, and is forgotten
+        when it makes room. Raises `InferenceError` as `base` does, 400 for a folder without one."""
+        if name in self.bases:
+            return _used(self.bases, name)
+        check_model(path)
+        return await self._loaded("model", name, lambda: self._load_base(name, path))
+
+    async def _load_base(self, name: str, folder: Path | None = None) -> Base:
         try:
-            path = await self._read(lambda: self._materialize(name))
+            path = folder if folder else await self._read(lambda: self._materialize(name))
         except EngineError as error:
             raise not_found(error.message) from error
-        need = await self._read(lambda: _bytes_of(path, self.dtype))
+        need = await self._read(lambda: bytes_of(path, self.dtype))
         async with self._making_room:  # two at once would find the same room
             await self._room_for_base(name, need)
             self._promised = need
@@ -205,9 +214,16 @@ class Registry:
     # ------------------------------------------------------------------ adapters
 
     async def load_adapter(
-        self, name: str, path: Path, base_model: str | None, sha256: str | None = None
+        self,
+        name: str,
+        path: Path,
+        base_model: str | None,
+        sha256: str | None = None,
+        *,
+        pinned: bool = False,
     ) -> Adapter:
         """Loads the adapter at `path` under `name`; the same name and path again is no error.
+        A `pinned` one never makes room for others.
 
         Raises `InferenceError`: 400 for a used name with another path, a missing or broken folder,
         weights that do not fit the base or are not those of `sha256`; 404 for an unknown base
@@ -217,6 +233,7 @@ class Registry:
         if known is not None:
             if known.path == path:
                 _used(self.bases, known.base.name)
+                _pin(known, pinned)
                 return _used(self.adapters, name)
             raise InferenceError(
                 f"The adapter name {name!r} is already loaded from {known.path}. Names are never "
@@ -226,10 +243,12 @@ class Registry:
             )
         if name in self.bases:
             raise InferenceError(f"{name!r} is the name of a base model.", param="lora_name")
-        base_name = _checked_base(path, base_model)
-        return await self._loaded(
+        base_name = checked_base(path, base_model)
+        adapter = await self._loaded(
             "adapter", name, lambda: self._load_adapter(name, path, base_name, sha256)
         )
+        _pin(adapter, pinned)
+        return adapter
 
     async def _load_adapter(
         self, name: str, path: Path, base_name: str, sha256: str | None
@@ -266,8 +285,13 @@ class Registry:
             return adapter
 
     def unload_adapter(self, name: str) -> None:
-        """Frees the adapter, once no request uses it. Its name stays free to be loaded again."""
-        if self.adapters.pop(name, None) is None:
+        """Frees the adapter, or the whole model that was trained, once no request uses it. Its name
+        stays free to be loaded again."""
+        if name in self.bases and ":" in name:
+            self._drop_base(name)
+        elif (adapter := self.adapters.pop(name, None)) is not None:
+            _pin(adapter, False)
+        else:
             raise not_found(f"No adapter named {name!r} is loaded.")
         self._freed.set()
 
@@ -321,52 +345,16 @@ def _used(kept: dict[str, Kept], name: str) -> Kept:
     return kept[name]
 
 
+def _pin(adapter: Adapter, pinned: bool) -> None:
+    change = int(pinned) - int(adapter.pinned)
+    adapter.pinned = pinned
+    adapter.pins += change
+    adapter.base.pins += change
+
+
 def _unused(kept: dict[str, Kept]) -> str | None:
     """The name that was not asked for the longest, among those that nobody uses now."""
     return next((name for name, item in kept.items() if not item.pins), None)
-
-
-def _checked_base(path: Path, base_model: str | None) -> str:
-    """The adapter's base model; checks the folder and, where the folder names it, the base."""
-    if not (path / "adapter_config.json").is_file() or not (path / WEIGHTS).is_file():
-        raise InferenceError(
-            f"No adapter lies at {path}: adapter_config.json and adapter_model.safetensors are "
-            "needed (weights in any other format are refused).",
-            param="lora_path",
-        )
-    card = path / "bridge.json"
-    trained_on = None
-    try:
-        if card.is_file():
-            trained_on = json.loads(card.read_text(encoding="utf-8")).get("base_model")
-    except (ValueError, AttributeError) as error:
-        raise InferenceError(f"{card} is not readable: {error}", param="lora_path") from error
-    if trained_on and base_model and trained_on != base_model:
-        raise InferenceError(
-            f"The adapter at {path} was trained on {trained_on!r}, not on {base_model!r}.",
-            param="base_model",
-        )
-    name = base_model or trained_on
-    if not name:
-        raise InferenceError(
-            "The adapter's folder does not say which base model it belongs to: name base_model.",
-            param="base_model",
-        )
-    return str(name)
-
-
-def _bytes_of(path: Path, dtype: torch.dtype) -> int:
-    """Memory that a folder's weights take in this dtype, from the files' headers."""
-    size = torch.empty((), dtype=dtype).element_size()
-    total = 0
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                count = 1
-                for side in tensors.get_slice(key).get_shape():
-                    count *= side
-                total += count * size
-    return total
 
 
 def _cache_bytes(model: Any, dtype: torch.dtype) -> int:

@@ -12,12 +12,22 @@ MOST_CHOICES = 64
 
 class LoadAdapter(BaseModel):
     """POST /v1/load_lora_adapter. `base_model` is needed where the folder does not name it;
-    weights that are not those of `sha256` are refused."""
+    weights that are not those of `sha256` are refused. A `pinned` one never makes room for others,
+    nor does its base model."""
 
     lora_name: Annotated[str, Field(min_length=1, max_length=200)]
     lora_path: Annotated[str, Field(min_length=1)]
     base_model: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    pinned: bool = False
+
+
+class LoadModel(BaseModel):
+    """POST /v1/load_model, a route of our own: a whole model that was trained, under a name that
+    has a colon, which no base model's has."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=":")]
+    path: Annotated[str, Field(min_length=1)]
 
 
 class UnloadAdapter(BaseModel):

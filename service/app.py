@@ -28,7 +28,7 @@ from service.evaluations import routes as evaluations
 from service.evaluations.routes import Regrade
 from service.generate import openai
 from service.generate import routes as generate
-from service.generate.backend import InferenceBackend
+from service.generate.backends import Backends
 from service.generate.controller import Controller
 from service.generate.openai_schemas import ChatRequest, CompletionRequest
 from service.generate.schemas import GenerateRequest
@@ -72,8 +72,9 @@ def create_app(
     # The catalog looks for uploads where the environment says: it knows no settings of the service.
     os.environ["BRIDGE_UPLOADS_DIR"] = str(settings.datasets_dir)
     store = Store.from_settings(settings)
-    inference = InferenceBackend(settings.inference_url, inference_transport)
-    controller = Controller(store, inference)
+    inference = Backends.of(settings, inference_transport)
+    serving = Serving(store, settings, inference)
+    controller = Controller(store, serving)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,7 +95,7 @@ def create_app(
         openapi_tags=_TAGS,
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
-    app.state.serving, app.state.controller = Serving(store, settings, inference), controller
+    app.state.serving, app.state.controller = serving, controller
     app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
     app.state.grading = GradingBench()
     app.state.stopping = threading.Event()

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import SettingsDep
 from service.errors import responses, trouble
-from service.generate.backend import InferenceBackend
+from service.generate.backends import Backends
 from service.store import STATUSES, Store, StoreUnavailable
 from service.store.migrate import is_current
 
@@ -59,7 +59,7 @@ async def readyz(request: Request, settings: SettingsDep) -> JSONResponse:
     except StoreUnavailable as error:
         log.warning("not ready: %s", error.message)
         checks["database"] = error.message if settings.on_loopback else trouble(error)
-    if not await cast(InferenceBackend, request.app.state.inference).healthy():
+    if not await cast(Backends, request.app.state.inference).healthy():
         checks["inference"] = "unreachable"
     ready = checks["database"] == "ok"
     body = {"status": "ready" if ready else "not ready", "checks": checks}

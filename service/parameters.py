@@ -13,9 +13,10 @@ from service.errors import ApiError, invalid_fields
 from service.store import NotFound
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Refuses query parameters that the route does not have, with the nearest one it has: a
-    misspelt `limit` would be ignored, a misspelt `dry_run` costs hours. A FastAPI dependency."""
+    misspelt `limit` would be ignored, a misspelt `dry_run` costs hours. A FastAPI dependency
+    (`async`: it waits for nothing, and otherwise would be sent through a thread each time)."""
     known = set(_names(request.scope["route"].dependant))
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     if unknown:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fsspec
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -61,10 +61,23 @@ class Settings(BaseSettings):
     """Listen on other addresses than loopback, although whoever reaches the API may use it."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     """Largest dataset, as it is sent and as it is unpacked."""
+    inference_backend: Literal["local", "vllm"] = "local"
+    """What answers /generate and /v1: `python -m inference`, or private vLLM servers."""
     inference_url: str = "http://127.0.0.1:8001"
-    """Where the inference process answers."""
+    """Where it answers. A vLLM server serves one base model: name several, with commas between."""
     inference_port: Annotated[int, Field(ge=0, le=65535)] = 8001
     """Port the local inference process listens on."""
+    inference_api_key: SecretStr = SecretStr("")
+    """What vLLM was started with as --api-key."""
+    inference_dtype: Literal["", "float32", "bfloat16", "float16"] = ""
+    """What vLLM was started with as --dtype, where that is not what adapters are trained in: it
+    rounds by so much more, and their canaries must not take that for other weights."""
+    inference_max_adapters: Annotated[int, Field(ge=1)] = 32
+    """Adapters that inference keeps loaded; the least recently used makes room. Of vLLM: no more
+    than its --max-cpu-loras."""
+    inference_pinned: Annotated[list[str], NoDecode] = []
+    """Adapters, with commas between, that are always loaded and never make room: JOB@STEP,
+    JOB@best, an alias, …"""
 
     dispatch: Literal["local", "celery"] = "local"
     """How queued jobs reach a worker: a worker polls the database, or a relay sends messages."""
@@ -117,7 +130,7 @@ class Settings(BaseSettings):
             return value
         return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
 
-    @field_validator("allowed_hosts", "queues", "gpus", mode="before")
+    @field_validator("allowed_hosts", "queues", "gpus", "inference_pinned", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -193,9 +206,10 @@ class Settings(BaseSettings):
     @field_validator("inference_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+        if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
             raise ValueError("it must be an address such as http://127.0.0.1:8001")
-        return value
+        return ",".join(dict.fromkeys(urls))
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +224,15 @@ class Settings(BaseSettings):
                 f"BRIDGE_LEASE_SECONDS ({self.lease_seconds:g}) must be at least twice "
                 f"BRIDGE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}): one late heartbeat must "
                 "not cost a worker its job"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_local_process(self) -> Settings:
+        if self.inference_backend == "local" and len(self.inference_urls) > 1:
+            raise ValueError(
+                "BRIDGE_INFERENCE_URL names several servers, and BRIDGE_INFERENCE_BACKEND is "
+                "local: one local process serves every base model; several are for vllm"
             )
         return self
 
@@ -236,6 +259,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """What was fetched from the artifact store for serving."""
         return self.home / "cache"
+
+    @property
+    def inference_urls(self) -> list[str]:
+        """Every inference server."""
+        return self.inference_url.split(",")
 
     @property
     def on_loopback(self) -> bool:

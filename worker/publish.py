@@ -112,7 +112,7 @@ class Publisher:
         try:
             answer = [
                 Artifact(path, event.step, stored.prefix, stored.sha256, stored.bytes)
-                for path in _named(event, self._run)
+                for path in _named(event)
                 if (stored := self._publish(path, is_state=path == event.path)) is not None
             ]
         except EngineError as error:
@@ -191,11 +191,9 @@ def tell(run: Path, notes: Sequence[Log]) -> None:
             writer.emit(note)
 
 
-def _named(event: Checkpoint, run: Path) -> list[str]:
+def _named(event: Checkpoint) -> list[str]:
     """The folders that the event speaks of; the state first, which is the first to be pruned."""
-    named = [event.path, event.adapter, event.student, event.merged]
-    if event.merged and (run / f"{event.merged}-student").is_dir():
-        named.append(f"{event.merged}-student")
+    named = [event.path, event.adapter, event.student, event.merged, event.merged_student]
     return [path for path in named if path]
 
 

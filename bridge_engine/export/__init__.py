@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bridge_engine.checkpoint import step_folder
+from bridge_engine.checkpoint import MANIFEST, sha256_of, step_folder
 from bridge_engine.export.adapter import export_adapter, exported_rank
 from bridge_engine.export.canary import canary
 from bridge_engine.export.card import AdapterCard
@@ -33,6 +33,11 @@ class Exports:
     student_rank: int | None = None
     merged: str | None = None
     """The policy as a whole model, at the last and at the best step."""
+    merged_sha256: str | None = None
+    """Of its manifest, which has the hash of each file."""
+    merged_student: str | None = None
+    """The student alone as a whole model, where it was trained as one."""
+    merged_student_sha256: str | None = None
 
 
 def write_exports(
@@ -68,14 +73,24 @@ def write_exports(
         found = replace(found, student=place, student_sha256=sha256, student_rank=alone.rank)
     if whole_model and (policy.full or spec.export.merged):
         place = f"models/{folder}"
-        dtype = policy.compute_dtype or policy.model.dtype
         whole = replace(card, rank=0, form="merged")
-        export_merged(policy, names, root / place, whole, dtype)
+        sha256 = _merged(policy, names, root / place, whole)
+        found = replace(found, merged=place, merged_sha256=sha256)
         if policy.full and names != ("student",) and spec.export.student_alone:
+            place += STUDENT_SUFFIX
             alone = replace(whole, accuracy=student_accuracy, deployment="student")
-            export_merged(policy, ("student",), root / f"{place}{STUDENT_SUFFIX}", alone, dtype)
-        found = replace(found, merged=place)
+            sha256 = _merged(policy, ("student",), root / place, alone)
+            found = replace(found, merged_student=place, merged_student_sha256=sha256)
     return found
+
+
+def _merged(policy: Policy, names: tuple[str, ...], folder: Path, card: AdapterCard) -> str:
+    dtype = policy.compute_dtype or policy.model.dtype
+    figures = canary(policy, names)
+    if figures is not None:
+        figures["dtype"] = str(dtype).removeprefix("torch.")  # what its weights are rounded to
+    export_merged(policy, names, folder, replace(card, canary=figures), dtype)
+    return sha256_of(folder / MANIFEST)
 
 
 def _adapter(

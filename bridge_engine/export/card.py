@@ -31,8 +31,11 @@ class AdapterCard:
     """Of `svd`: ‖what training changed − what this holds‖ / ‖what training changed‖, Frobenius,
     over all weights, those that no adapter can hold (embeddings, norms) included."""
     canary: dict[str, Any] | None = None
-    """Of `adapter`: `tokens` of a fixed text, their `logprobs` (natural, from the second token on)
-    under this very policy, and the `dtype` it computed in. Whoever serves it compares."""
+    """Of `adapter` and `merged`: `tokens` of a fixed text, their `logprobs` (natural, from the
+    second token on) under this very policy, and the `dtype` to expect them in. Whoever serves it
+    compares."""
+    end_tokens: list[int] | None = None
+    """Ids at which sampling stopped: a base's own files may not name its template's end."""
     error_outside: float | None = None
     """Of `svd`: share of that error's square, in 0…1, that is in embeddings, norms, biases and the
     head; a higher rank cannot lessen it."""

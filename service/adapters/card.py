@@ -23,10 +23,10 @@ def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] =
     license = base_license(adapter.base_model)
     about = {
         "base_model": adapter.base_model,
-        "library_name": "peft",
+        "library_name": "transformers" if adapter.is_model else "peft",
         "pipeline_tag": "text-generation",
         "license": license,
-        "tags": ["lora", "bridge", job.method],
+        "tags": [*([] if adapter.is_model else ["lora"]), "bridge", job.method],
     }
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items() if value)
     result = job.result or {}
@@ -34,7 +34,7 @@ def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] =
         ("Method", job.method),
         ("Base model", f"{adapter.base_model} (licence: {license or 'see the base model'})"),
         ("Step", f"{adapter.step} of {job.total_steps}"),
-        ("Rank", adapter.rank),
+        ("Rank", adapter.rank or None),
         *((f"Data, {role}", _dataset(what)) for role, what in job.spec["data"].items() if what),
         ("Held-out accuracy", _percent(adapter.accuracy)),
         ("Held-out accuracy before training", _percent(result.get("accuracy_before"))),
@@ -43,11 +43,16 @@ def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] =
         ("SHA-256 of the weights", adapter.sha256),
     ]
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts if value is not None)
+    what, library, loader = (
+        ("whole model", "transformers", "AutoModelForCausalLM")
+        if adapter.is_model
+        else ("LoRA adapter", "peft", "AutoPeftModelForCausalLM")
+    )
     return (
-        f"---\n{front}---\n# {adapter.name}\n\nA LoRA adapter trained by Bridge.\n\n"
+        f"---\n{front}---\n# {adapter.name}\n\nA {what} trained by Bridge.\n\n"
         f"| | |\n|---|---|\n{rows}\n{_scores(evaluations)}"
-        "```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
-        'model = AutoPeftModelForCausalLM.from_pretrained(".")\n```\n\n'
+        f"```python\nfrom {library} import {loader}\n\n"
+        f'model = {loader}.from_pretrained(".")\n```\n\n'
         "`bridge.json` holds the template that problems were put in.\n"
     )
 

@@ -82,7 +82,8 @@ def _archive(folder: Path, readme: bytes) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w") as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo(README, _THEN), readme)
-        for name in FILES:
+        names = FILES if (folder / WEIGHTS).is_file() else sorted({*manifest(folder)} - {README})
+        for name in names:
             path = folder / name
             if not path.is_file():
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from bridge_engine.checkpoint import MANIFEST, is_whole
 from service.artifacts import ArtifactsUnavailable, Damaged, Stored, artifact_store
 from service.artifacts.cache import ArtifactCache
 from service.errors import ApiError
@@ -42,10 +43,12 @@ def adapter_folder(adapter: AdapterRow, store: Store, settings: Settings) -> Pat
 def check_weights(adapter: AdapterRow, folder: Path) -> None:
     """Raises Damaged unless the weights are those that were registered."""
     try:
-        with (folder / WEIGHTS).open("rb") as file:
+        with (folder / (MANIFEST if adapter.is_model else WEIGHTS)).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Damaged(f"its weights cannot be read: {error}") from error
+    if adapter.is_model and not is_whole(folder):
+        raise Damaged(f"the model in {folder} is not what its manifest says")
     if found != adapter.sha256:
         raise Damaged(
             f"the weights in {folder} are not those that were registered (their SHA-256 is "

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/adapters", tags=["adapters"])
 
 
 class Adapter(BaseModel):
-    """A trained LoRA adapter under its immutable name."""
+    """A trained LoRA adapter under its immutable name, or the whole model of a full student."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
 
@@ -34,8 +34,9 @@ class Adapter(BaseModel):
     step: int
     base_model: str
     rank: int
+    """0: a whole model."""
     sha256: str
-    """Of the weights file."""
+    """Of the weights file; of a whole model's manifest."""
     template: dict[str, Any]
     """How a problem becomes a prompt, as the job's spec has it."""
     accuracy: float | None

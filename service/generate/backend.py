@@ -1,7 +1,9 @@
-"""The inference process as the service speaks to it: vLLM's routes over HTTP.
+"""An inference server as the service speaks to it: vLLM's routes over HTTP.
 
-Every failure comes out as an `ApiError` that says whose it is: not reachable (503), too busy (429),
-the request's own fault (404, 422), or the backend's (502, 504).
+What is here fits the local process (`python -m inference`); `vllm` has what is different of a vLLM
+server. Only these few routes are ever asked for: what else a server offers is out of reach of
+whoever asks us. Every failure comes out as an `ApiError` that says whose it is: not reachable
+(503), too busy (429), the request's own fault (404, 422), or the backend's (502, 504).
 """
 
 from __future__ import annotations
@@ -9,18 +11,24 @@ from __future__ import annotations
 import asyncio
 import json
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.errors import ApiError
+from service.store import AdapterRow
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 290.0
 """Loading a model the first time and a long generation both fit in; a little less than the client
 waits, so that it hears why. Of a stream: the longest silence."""
+
+
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+LOAD_MODEL = "/v1/load_model"
+"""The local process's own."""
 
 
 class NotLoaded(Exception):
@@ -39,11 +47,23 @@ class LoadFailed(Exception):
         self.message = message
 
 
+def loaded_name(adapter: AdapterRow) -> str:
+    """A name for the adapter that means these weights and no others, for ever."""
+    return f"{adapter.name}:{adapter.sha256[:12]}"
+
+
 class InferenceBackend:
     """A client of one inference server. Waiting for it costs no thread."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    start_it = "start it with `python -m inference`"
+
+    def __init__(
+        self, url: str, transport: httpx.AsyncBaseTransport | None = None, api_key: str = ""
+    ) -> None:
         self.url = url
+        self.pinned: frozenset[str] = frozenset()
+        """Names of adapters that never make room for others."""
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._transport = transport
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             weakref.WeakKeyDictionary()
@@ -56,6 +76,7 @@ class InferenceBackend:
         if (client := self._clients.get(loop)) is None:
             client = self._clients[loop] = httpx.AsyncClient(
                 base_url=self.url,
+                headers=self._headers,
                 timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
                 # A loopback address must never be sent through a proxy of the environment.
@@ -75,6 +96,24 @@ class InferenceBackend:
         except httpx.HTTPError:
             return False
 
+    async def bases(self) -> list[str] | None:
+        """The base models it serves; None: every one that the catalog knows."""
+        return None
+
+    def name_of(self, adapter: AdapterRow) -> str:
+        """What it calls the adapter: a name that means these weights and no others."""
+        return loaded_name(adapter)
+
+    def ending(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        """How it is told where answers end, from the adapter's bridge.json. The local process reads
+        that off the base model, as training did."""
+        return {}
+
+    def kept(self) -> list[str]:
+        """Adapters that it should have, because they were asked for; it may have been restarted
+        since. The local process decides for itself what it keeps."""
+        return []
+
     async def loaded(self) -> list[dict[str, Any]]:
         """OpenAI's card of every base model and adapter that is loaded; `ApiError` if it cannot
         say."""
@@ -89,6 +128,7 @@ class InferenceBackend:
         response = await self._send("POST", path, body)
         self._check(response)
         answer: dict[str, Any] = response.json()
+        _check_ends(answer)
         return answer
 
     async def stream(self, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -102,27 +142,38 @@ class InferenceBackend:
         self._check(response)
         return response
 
-    async def load(self, name: str, path: Path, base_model: str, sha256: str) -> None:
-        """Loads an adapter under its immutable name; raises `LoadFailed` with the reason."""
+    async def load(self, name: str, folder: Path, adapter: AdapterRow) -> None:
+        """Loads an adapter or a whole model under its immutable name; raises `LoadFailed` with the
+        reason."""
+        if adapter.is_model:
+            await self._load(LOAD_MODEL, {"name": name, "path": str(folder)}, adapter)
+            return
         body = {
             "lora_name": name,
-            "lora_path": str(path),
-            "base_model": base_model,
-            "sha256": sha256,
+            "lora_path": str(folder),
+            "base_model": adapter.base_model,
+            "sha256": adapter.sha256,
+            "pinned": name in self.pinned,
         }
-        response = await self._send("POST", "/v1/load_lora_adapter", body)
-        if response.is_success:
-            return
-        message, _ = _reason(response)
+        await self._load(LOAD, body, adapter)
+
+    async def _load(self, path: str, body: dict[str, Any], adapter: AdapterRow) -> None:
+        response = await self._send("POST", path, body)
+        if not response.is_success:
+            self._not_loaded(response, _reason(response)[0], adapter)
+
+    def _not_loaded(self, response: httpx.Response, message: str, adapter: AdapterRow) -> None:
+        """Raises what the refusal to load an adapter means, unless it is loaded already: perhaps
+        from another copy, but the name has the weights' digest."""
         if response.status_code == 400 and "already" in message and "loaded" in message:
-            return  # perhaps from another copy: the name has the weights' digest
+            return
         if response.status_code in (400, 404, 422):
             raise LoadFailed(message)
         raise self._failed(response, message)
 
     async def unload(self, name: str) -> None:
         """Drops an adapter; one that is not there is no error."""
-        response = await self._send("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        response = await self._send("POST", UNLOAD, {"lora_name": name})
         if not response.is_success and response.status_code != 404:
             raise self._failed(response, _reason(response)[0])
 
@@ -155,11 +206,11 @@ class InferenceBackend:
         return ApiError(
             503,
             "inference_unreachable",
-            f"the inference process at {self.url} cannot be reached "
-            f"({str(error) or type(error).__name__}); start it with `python -m inference`, or "
+            f"the inference server at {self.url} cannot be reached "
+            f"({str(error) or type(error).__name__}); {self.start_it}, or "
             "say where it is with BRIDGE_INFERENCE_URL. Training goes on without it",
             headers={"Retry-After": "5"},
-            outside="the inference process cannot be reached now; training goes on without it",
+            outside="inference cannot be reached now; training goes on without it",
         )
 
     def _failed(self, response: httpx.Response, message: str) -> ApiError:
@@ -184,10 +235,18 @@ async def pieces(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             if "error" in chunk:
                 message = str((chunk["error"] or {}).get("message"))
                 raise ApiError(502, "inference_failed", f"inference failed: {message}")
+            _check_ends(chunk)
             yield chunk
     except (httpx.HTTPError, ValueError) as error:
         raise _broken(str(error) or type(error).__name__) from error
     raise _broken("the stream ended early")
+
+
+def _check_ends(answer: Mapping[str, Any]) -> None:
+    """A choice that was given up (vLLM says `abort` where it is being stopped) is no answer."""
+    for choice in answer.get("choices") or ():
+        if (reason := choice.get("finish_reason")) not in (None, "stop", "length"):
+            raise _broken(f"it ended with {reason!r}")
 
 
 def _broken(why: str) -> ApiError:

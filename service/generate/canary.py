@@ -7,13 +7,10 @@ weights, weights scaled wrongly or a base that is not the training's give other 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from service.errors import ApiError
-from service.store import AdapterRow
 
 PATH = "/v1/completions"
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.2, "float16": 0.05}
@@ -21,47 +18,20 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.2, "float16": 0.05}
 by 4e-6 in float32 and by 0.03 in bfloat16."""
 
 
-def check_files(adapter: AdapterRow, folder: Path) -> None:
-    """Raises ValueError where what lies beside the weights contradicts the registry."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, rank, targets = config["peft_type"], config["r"], config["target_modules"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its adapter_config.json cannot be read: {error!r}") from None
-    if kind != "LORA" or not targets:
-        raise ValueError(f"its adapter_config.json says {kind} on {targets}, not LoRA on layers")
-    if rank != adapter.rank:
-        raise ValueError(
-            f"it has rank {rank} by its adapter_config.json, and was registered with {adapter.rank}"
-        )
-    trained_on = card_of(folder).get("base_model", adapter.base_model)
-    if trained_on != adapter.base_model:
-        raise ValueError(
-            f"it was trained on {trained_on!r}, and was registered for {adapter.base_model!r}"
-        )
-
-
-def card_of(folder: Path) -> Mapping[str, Any]:
-    """The adapter's bridge.json; empty where there is none that can be read."""
-    try:
-        card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
-
-
 class Canary:
     """The figures that were noted at export."""
 
-    def __init__(self, tokens: list[int], logprobs: list[float], dtype: str) -> None:
+    def __init__(self, tokens: list[int], logprobs: list[float], *dtypes: str) -> None:
+        """`dtypes`: that of training, and that of serving where it is another."""
         self.tokens = tokens
         self.logprobs = logprobs
-        self.tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
+        self.tolerance = max(TOLERANCE.get(dtype, max(TOLERANCE.values())) for dtype in dtypes)
 
     @classmethod
-    def of(cls, folder: Path) -> Canary | None:
-        """Of the adapter in `folder`; None if its export noted none."""
-        noted: Any = card_of(folder).get("canary")
+    def of(cls, card: Mapping[str, Any], served: str = "") -> Canary | None:
+        """Of the adapter with this bridge.json, `served` in that dtype where it is not training's;
+        None if its export noted none."""
+        noted: Any = card.get("canary")
         try:
             tokens = [int(token) for token in noted["tokens"]]
             logprobs = [float(value) for value in noted["logprobs"]]
@@ -70,7 +40,7 @@ class Canary:
             return None
         if len(tokens) < 2 or len(logprobs) != len(tokens) - 1:
             return None
-        return cls(tokens, logprobs, dtype)
+        return cls(tokens, logprobs, dtype, *([served] if served else []))
 
     def request(self, model: str) -> dict[str, Any]:
         """What the backend is asked."""

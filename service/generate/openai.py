@@ -12,17 +12,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from bridge_engine import catalog
 from service.body import parse
 from service.context import StoreDep
 from service.errors import ApiError, responses
 from service.generate.backend import pieces
+from service.generate.backends import Bases
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.openai_schemas import ChatRequest, CompletionRequest, Model, ModelList
 from service.generate.pieces import Piece, chat_choice, read, text_choice
 from service.generate.prompting import adapter_template, templated
 from service.generate.routes import DONE, Body, ServingDep, event, logprobs_for, place, route_of
-from service.generate.serving import Target
+from service.generate.serving import Target, base_names
 from service.openai_errors import as_openai
 from service.store import Store
 
@@ -38,9 +38,10 @@ def _body_of(name: str) -> dict[str, Any]:
 
 
 @router.get("/models", operation_id="openai_models", summary="Models", responses=responses())
-def models(store: StoreDep) -> ModelList:
+async def models(store: StoreDep, serving: ServingDep) -> ModelList:
     """Base models, the newest adapters (with their `parent`), and aliases (with their `root`)."""
-    return ModelList(data=_models(store))
+    bases = await serving.backends.bases()
+    return ModelList(data=await run_in_threadpool(_models, store, bases))
 
 
 @router.get(
@@ -58,8 +59,8 @@ async def model(model: str, serving: ServingDep) -> Model:
     return Model(id=target.adapter.name, created=created, parent=target.base_model)
 
 
-def _models(store: Store) -> list[Model]:
-    bases = [Model(id=name, created=0) for name in catalog.model_names()]
+def _models(store: Store, served: Bases) -> list[Model]:
+    bases = [Model(id=name, created=0) for name in base_names(served)]
     rows = store.adapters(limit=ADAPTERS)[0]
     adapters = [
         Model(id=row.name, created=int(row.created_at.timestamp()), parent=row.base_model)
@@ -87,7 +88,7 @@ def _models(store: Store) -> list[Model]:
     operation_id="openai_completions",
     summary="Continue a text",
     response_model=None,
-    responses=responses(400, 404, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
     dependencies=[Depends(place)],
     openapi_extra=_body_of("CompletionRequest"),
 )
@@ -107,7 +108,7 @@ async def completions(body: Body, request: Request, serving: ServingDep) -> Any:
     operation_id="openai_chat_completions",
     summary="Answer a conversation",
     response_model=None,
-    responses=responses(400, 404, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
     dependencies=[Depends(place)],
     openapi_extra=_body_of("ChatRequest"),
 )
@@ -120,7 +121,7 @@ async def chat_completions(body: Body, request: Request, serving: ServingDep) ->
             422, "impossible_combination", "top_logprobs needs logprobs", param="top_logprobs"
         )
     target = await serving.target(None, wanted.model)
-    content = await run_in_threadpool(_conversation, wanted, target)
+    content = _conversation(wanted, target)
     logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
     asked = {**wanted.sampling(), **content, **logprobs_for(content, logprobs)}
     shape = _Shape(target, chat=True, logprobs=logprobs is not None)
@@ -130,9 +131,9 @@ async def chat_completions(body: Body, request: Request, serving: ServingDep) ->
 def _conversation(wanted: ChatRequest, target: Target) -> dict[str, Any]:
     """{"messages": …}, or {"prompt": …} for an adapter that knows no chats."""
     messages = [message.plain() for message in wanted.messages]
-    if target.adapter is None or target.folder is None:
+    if target.adapter is None:
         return {"messages": messages}
-    template = adapter_template(target.folder, target.adapter.template)
+    template = adapter_template(target.card, target.adapter.template)
     if template.get("kind") != "plain":
         return {"messages": messages}
     if [message["role"] for message in messages] != ["user"]:
@@ -170,7 +171,7 @@ class _Shape:
     def chunk(self, chunk: dict[str, Any]) -> str | None:
         """One chunk of the backend's; None where it says nothing."""
         read_ones = [read(choice) for choice in chunk["choices"]]
-        told = [p for p in read_ones if p.text or p.finish_reason]
+        told = [p for p in read_ones if p.text or p.finish_reason or p.logprobs]
         usage = chunk.get("usage")
         if not told and not usage:
             return None

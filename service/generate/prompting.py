@@ -6,19 +6,15 @@ here the inference process has it, so a plain template is sent as text and a cha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 
-def adapter_template(folder: Path, spec_template: Mapping[str, Any]) -> Mapping[str, Any]:
+def adapter_template(
+    card: Mapping[str, Any], spec_template: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """The template in force, from the adapter's `bridge.json`; the spec's where there is none."""
-    try:
-        card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
-        template = card.get("template")
-    except (OSError, ValueError, AttributeError):
-        template = None
+    template = card.get("template")
     return template if isinstance(template, dict) else spec_template
 
 

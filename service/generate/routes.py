@@ -10,7 +10,6 @@ from typing import Annotated, Any, cast
 
 import httpx
 from fastapi import APIRouter, Depends, Request
-from starlette.concurrency import run_in_threadpool
 
 from service.body import parse, read_body
 from service.errors import ApiError, problem, responses
@@ -28,7 +27,7 @@ AT_ONCE = 256
 the inference process has a line of its own and says when that is full."""
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
     return cast(Serving, request.app.state.serving)
 
 
@@ -81,7 +80,7 @@ async def generate(body: Body, request: Request, serving: ServingDep) -> Any:
     """
     wanted = parse(body, GenerateRequest)
     target = await serving.target(wanted.adapter, wanted.model)
-    path, asked = await run_in_threadpool(_asked, wanted, target)
+    path, asked = _asked(wanted, target)
     head = {
         "id": f"gen_{uuid.uuid4().hex}",
         "adapter": target.adapter.name if target.adapter else None,
@@ -101,9 +100,9 @@ def _asked(wanted: GenerateRequest, target: Target) -> tuple[str, dict[str, Any]
     content: dict[str, Any]
     if wanted.messages is not None:
         content = {"messages": [message.model_dump() for message in wanted.messages]}
-    elif target.adapter is not None and target.folder is not None and not wanted.raw:
+    elif target.adapter is not None and not wanted.raw:
         assert wanted.prompt is not None  # the schema demands one of the two
-        template = adapter_template(target.folder, target.adapter.template)
+        template = adapter_template(target.card, target.adapter.template)
         content = templated(wanted.prompt, template)
     else:
         content = {"prompt": wanted.prompt}
@@ -143,7 +142,7 @@ async def _events(
     try:
         async for chunk in pieces(opened):
             choices = [_choice(choice, logprobs) for choice in chunk["choices"]]
-            choices = [c for c in choices if c["text"] or c["finish_reason"]]
+            choices = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
             usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}
             if choices or usage:
                 yield event({**head, "choices": choices, **usage})

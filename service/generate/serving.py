@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,9 @@ from service.adapters.names import find_adapter, look_up, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
-from service.generate.canary import PATH, Canary, check_files
+from service.generate.backends import Backends, Bases
+from service.generate.canary import PATH, Canary
+from service.generate.files import card_of, check_files
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
 
@@ -49,9 +51,13 @@ class Target:
     """Who answers."""
 
     base_model: str
+    server: InferenceBackend
+    """Which serves it."""
     adapter: AdapterRow | None = None
     folder: Path | None = None
     """Where the adapter lies."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """The adapter's bridge.json."""
 
     @property
     def name(self) -> str:
@@ -61,19 +67,14 @@ class Target:
     @property
     def backend_name(self) -> str:
         """What the backend calls it."""
-        return loaded_name(self.adapter) if self.adapter else self.base_model
-
-
-def loaded_name(adapter: AdapterRow) -> str:
-    """What the backend calls the adapter: a name that means these weights and no others."""
-    return f"{adapter.name}:{adapter.sha256[:12]}"
+        return self.server.name_of(self.adapter) if self.adapter else self.base_model
 
 
 class Serving:
     """Answers by whatever model is named, and loads it first where it must be."""
 
-    def __init__(self, store: Store, settings: Settings, backend: InferenceBackend) -> None:
-        self.store, self.settings, self.backend = store, settings, backend
+    def __init__(self, store: Store, settings: Settings, backends: Backends) -> None:
+        self.store, self.settings, self.backends = store, settings, backends
         self._proving: dict[str, asyncio.Task[None]] = {}
 
     # ------------------------------------------------------------------ names
@@ -81,41 +82,66 @@ class Serving:
     async def target(self, adapter: str | None, model: str | None) -> Target:
         """The adapter or base model that is named; `model` may name either. Raises `ApiError`: 404
         with near names, 409 where the adapter belongs to another base than `model`."""
-        return await run_in_threadpool(self._target, adapter, model)
-
-    def _target(self, adapter: str | None, model: str | None) -> Target:
-        if adapter is None:
+        bases = await self.backends.bases()
+        row, folder, card = await run_in_threadpool(self._found, adapter, model, bases)
+        if row is None:
             assert model is not None  # the schemas demand one of the two
-            row = self._adapter_called(model)
-            if row is None:
-                _check_base(model)
-                return Target(model)
-        else:
-            row = find_adapter(self.store, adapter)
-            if model is not None and model != row.base_model:
-                raise ApiError(
-                    409,
-                    "base_model_mismatch",
-                    f"adapter {row.name} was trained on {row.base_model}, not on {model}; leave "
-                    "model out, or name that one",
-                    param="model",
-                    given=model,
-                    allowed=[row.base_model],
-                )
+            return Target(model, await self.backends.serving(model))
+        return Target(row.base_model, await self._server(row), row, folder, card)
+
+    async def trained(self, row: AdapterRow) -> Target:
+        """An adapter of the registry. Raises `ApiError` where no server can serve it."""
+        files = await run_in_threadpool(self._files, row)
+        return Target(row.base_model, await self._server(row), row, *files)
+
+    async def _server(self, row: AdapterRow) -> InferenceBackend:
+        return await self.backends.serving(row.name if row.is_model else row.base_model)
+
+    def _found(
+        self, adapter: str | None, model: str | None, bases: Bases
+    ) -> tuple[AdapterRow | None, Path | None, Mapping[str, Any]]:
+        row = self._named(adapter, model, bases)
+        return (None, None, {}) if row is None else (row, *self._files(row))
+
+    def _files(self, row: AdapterRow) -> tuple[Path, Mapping[str, Any]]:
+        """The adapter's folder and its bridge.json."""
         try:
             folder = adapter_folder(row, self.store, self.settings)
         except Damaged as error:
             raise self._not_servable(row, error.message) from error
-        return Target(row.base_model, row, folder)
+        return folder, card_of(folder)
 
-    def _adapter_called(self, model: str) -> AdapterRow | None:
+    def _named(self, adapter: str | None, model: str | None, bases: Bases) -> AdapterRow | None:
+        """None: a base model."""
+        if adapter is None:
+            assert model is not None
+            row = self._adapter_called(model, bases)
+            if row is None and bases.names is None:
+                _check_base(model)
+            return row
+        row = find_adapter(self.store, adapter)
+        if model is not None and model != row.base_model:
+            raise ApiError(
+                409,
+                "base_model_mismatch",
+                f"adapter {row.name} was trained on {row.base_model}, not on {model}; leave "
+                "model out, or name that one",
+                param="model",
+                given=model,
+                allowed=[row.base_model],
+            )
+        return row
+
+    def _adapter_called(self, model: str, bases: Bases) -> AdapterRow | None:
         """The adapter a request's `model` names, None for a base model; 404 for neither."""
-        models = catalog.model_names()
-        if model in models or "/" in model:  # the latter is the hub's to know
+        models = base_names(bases)
+        if model in {*models, *catalog.model_names()} or "/" in model:  # the hub's, or a server's
             return None
         try:
             return look_up(self.store, model)
         except NotFound as error:
+            if bases.trouble is not None:  # it may be a base model there
+                raise bases.trouble from None
             adapters = newest(self.store)
             near = nearest_name(model, [*models, *adapters])
             hint = f"; did you mean {near!r}?" if near else ""
@@ -130,15 +156,29 @@ class Serving:
                 nearest=near,
             ) from None
 
+    async def pinned(self) -> list[AdapterRow]:
+        """The adapters that shall always be loaded, as far as there are such."""
+        found = []
+        for name in self.settings.inference_pinned:
+            try:
+                found.append(await run_in_threadpool(look_up, self.store, name))
+            except NotFound as error:
+                log.warning("BRIDGE_INFERENCE_PINNED: %s", error.message)
+        return found
+
     # ------------------------------------------------------------------ answers
 
     async def complete(self, target: Target, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The backend's whole answer."""
-        return await self._ask(target, path, body, self.backend.complete)
+        return await self._ask(target, path, body, target.server.complete)
 
     async def stream(self, target: Target, path: str, body: dict[str, Any]) -> httpx.Response:
         """The backend's answer as an open stream."""
-        return await self._ask(target, path, body, self.backend.stream)
+        return await self._ask(target, path, body, target.server.stream)
+
+    async def restore(self, target: Target) -> None:
+        """Loads an adapter, and proves it, before anybody asks for it."""
+        await self._proved(target, PATH, {"model": target.backend_name, "prompt": "1"})
 
     async def _ask(
         self,
@@ -148,7 +188,7 @@ class Serving:
         send: Callable[[str, dict[str, Any]], Awaitable[Answer]],
     ) -> Answer:
         """Loads the adapter when it is new, or has been unloaded meanwhile."""
-        body = {**body, "model": target.backend_name}
+        body = {**body, **target.server.ending(target.card), "model": target.backend_name}
         if target.adapter is None:
             try:
                 return await send(path, body)
@@ -197,25 +237,25 @@ class Serving:
         prompt, which every tokenizer is sure to know. Raises NotLoaded if it was unloaded in
         between: that is not its own fault.
         """
-        adapter, folder = target.adapter, target.folder
+        adapter, folder, server = target.adapter, target.folder, target.server
         assert adapter is not None
         assert folder is not None
         try:
             await run_in_threadpool(_check_files, adapter, folder)
-            await self.backend.load(loaded_name(adapter), folder, target.base_model, adapter.sha256)
+            await server.load(target.backend_name, folder, adapter)
         except LoadFailed as error:
             raise await run_in_threadpool(self._not_servable, adapter, error.message) from error
-        canary = await run_in_threadpool(Canary.of, folder)
+        canary = Canary.of(target.card, self.settings.inference_dtype)
         try:
             if canary is not None:
                 asked = canary.request(target.backend_name)
-                canary.compare(await self.backend.complete(PATH, asked))
+                canary.compare(await server.complete(PATH, asked))
             else:
                 asked = {key: body[key] for key in body.keys() & {"model", "prompt", "messages"}}
                 asked |= {"max_tokens": CANARY_TOKENS, "temperature": 0.0}
-                await self.backend.complete(path, asked)
+                await server.complete(path, asked)
         except ValueError as error:
-            await self.backend.unload(loaded_name(adapter))
+            await server.unload(target.backend_name)
             raise await run_in_threadpool(self._not_servable, adapter, str(error)) from error
         except ApiError as error:
             fault = "cannot_generate" if canary else "inference_failed"
@@ -236,6 +276,13 @@ class Serving:
             given=adapter.name,
             outside=f"adapter {adapter.name} cannot be served; the service's log says why",
         )
+
+
+def base_names(bases: Bases) -> list[str]:
+    """The base models that may be named: whole models that were trained are in the registry."""
+    if bases.names is None:
+        return catalog.model_names()
+    return [name for name in bases.names if "@" not in name]
 
 
 def _check_base(model: str) -> None:

@@ -209,12 +209,13 @@ def get_job(job: ExistingJob, store: StoreDep) -> Job:
         **responses(404, 409),
     },
 )
-def delete_job(job_id: Id, store: StoreDep, settings: SettingsDep) -> Response:
+def delete_job(job_id: Id, store: StoreDep, settings: SettingsDep, request: Request) -> Response:
     """Deletes a job that has ended, with all it left: figures, samples, checkpoints, adapters.
 
     It is gone for everybody at once. Asked again before the last of it is removed, it goes on.
     """
     store.mark_deleted(job_id)
+    request.app.state.controller.changed()  # its adapters answer nobody any more
     try:
         remove(job_id, store, settings)
     except (ArtifactsUnavailable, OSError) as error:

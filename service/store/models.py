@@ -210,9 +210,9 @@ class JobRow(Row):
     @property
     def adapter(self) -> str | None:
         """Name of the adapter to use: the best measured one, else the newest, else None."""
-        if not self._exports_adapters:
-            return None
         step = self.best_step if self.best_step is not None else self.checkpoint_step
+        if not self._exports_adapters and step not in (self.best_step, self.total_steps):
+            return None  # whole models are written at the best and at the last step alone
         return None if step is None else f"{self.id}@{step}"
 
     @property
@@ -355,7 +355,8 @@ class CheckpointRow(Row):
 
 
 class AdapterRow(Row):
-    """A trained adapter that inference can load, under the immutable name JOB@STEP."""
+    """A trained adapter that inference can load, under the immutable name JOB@STEP; the whole model
+    of a full student that has no adapter."""
 
     __tablename__ = "adapters"
     __table_args__ = (Index(None, "job_id", "step"),)
@@ -367,7 +368,9 @@ class AdapterRow(Row):
     """Relative to the run directory."""
     base_model: Mapped[str] = mapped_column(String)
     rank: Mapped[int]
+    """0: a whole model."""
     sha256: Mapped[str] = mapped_column(String)
+    """Of the weights; of a whole model's manifest, which has the hash of each file."""
     template: Mapped[dict[str, Any]] = mapped_column(Json)
     """The spec's template; the one in force lies in the adapter's bridge.json."""
     accuracy: Mapped[float | None] = mapped_column(Double)
@@ -375,6 +378,11 @@ class AdapterRow(Row):
     """`registered`, `ready` (it has answered) or `failed`."""
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    @property
+    def is_model(self) -> bool:
+        """A whole model, of a full student."""
+        return self.rank == 0
 
 
 class ArtifactRow(Row):

@@ -178,7 +178,11 @@ class _Projection:
             "rank": event.student_rank,
             "accuracy": clean(event.student_accuracy),
         }
-        rows = [row for row in (policy, student) if row["path"] is not None]
+        if event.adapter is None:  # a full student: the whole model answers in its place
+            policy |= {"path": event.merged, "sha256": event.merged_sha256, "rank": 0}
+            whole = {"path": event.merged_student, "sha256": event.merged_student_sha256}
+            student |= {**whole, "rank": 0}
+        rows = [row for row in (policy, student) if row["path"] and row["sha256"]]
         upsert(self._session, AdapterRow, rows)
         self._find_best()
 

@@ -9,15 +9,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
+from bridge_engine.checkpoint import MANIFEST
 from bridge_engine.spec import TrainSpec
+from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, Worker
@@ -122,6 +128,56 @@ class House:
         self.worker.emit(self.job, self.attempt, event)
         return folder
 
+    def save_model(self, step: int, name: str) -> Path:
+        """Registers a copy of this whole model as the step's; its folder."""
+        event = self.worker.checkpoint(step)
+        event.merged = event.adapter.replace("adapters", "models")
+        folder = self.settings.run_dir(self.job) / event.merged
+        shutil.copytree(self.weights[name], folder)
+        event.merged_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        event.adapter = event.sha256 = event.rank = None
+        self.worker.emit(self.job, self.attempt, event)
+        return folder
+
     def status(self, step: int) -> str:
         """The registry's word for the step's adapter."""
         return self.store.adapter(f"{self.job}@{step}").status
+
+
+class Served:
+    """An application on a real socket, its lifespan included."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        # Of TCP by name, or its answers would wait for acknowledgements (Nagle) for 40 ms.
+        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
+        self._listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + 60
+        while not self._server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._listener.close()
+
+
+class Service(Served):
+    """Ours."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(create_app(settings))
+
+    @property
+    def store(self) -> Store:
+        return self.app.state.store  # type: ignore[no-any-return]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from safetensors.numpy import load_file, save_file
 
+from bridge_engine.checkpoint import publish
+from service.generate.backend import loaded_name
 from service.generate.routes import AT_ONCE
-from service.generate.serving import loaded_name
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, connect, problem
@@ -353,7 +357,9 @@ def test_a_prompt_at_fault_is_a_problem_even_where_a_stream_was_asked_for(
     problem(refused, 422, "cannot_generate")
 
 
-def test_the_registrys_word_on_rank_and_base_is_checked(client: TestClient, house: House) -> None:
+def test_the_registrys_word_on_rank_base_and_dtype_is_checked(
+    client: TestClient, house: House, tmp_path: Path
+) -> None:
     house.save(2, "one", rank=16)
     assert "rank 4" in problem(ask(client, adapter=house.job), 502, "adapter_failed")["detail"]
     folder = house.save(4, "one")
@@ -361,6 +367,13 @@ def test_the_registrys_word_on_rank_and_base_is_checked(client: TestClient, hous
     (folder / "bridge.json").write_text(json.dumps(card))
     refused = problem(ask(client, adapter=f"{house.job}@4"), 502, "adapter_failed")
     assert "trained on 'other'" in refused["detail"]
+    whole_numbers = shutil.copytree(house.weights["one"], tmp_path / "whole_numbers")
+    file = whole_numbers / "adapter_model.safetensors"
+    save_file({name: weight.astype("int8") for name, weight in load_file(file).items()}, file)
+    house.weights = {**house.weights, "whole_numbers": whole_numbers}
+    house.save(6, "whole_numbers")
+    refused = problem(ask(client, adapter=f"{house.job}@6"), 502, "adapter_failed")
+    assert "dtype I8" in refused["detail"]
 
 
 def test_an_adapter_that_is_not_what_was_exported_is_never_ready(
@@ -441,3 +454,81 @@ def test_what_the_registry_does_not_know_any_more_leaves_inference(
     assert old in dropped
     loaded = [card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]]
     assert old not in loaded
+
+
+def test_pinned_adapters_are_loaded_before_anybody_asks_and_stay(
+    settings: Settings, house: House, inference: str
+) -> None:
+    for step in range(1, KEPT + 2):
+        house.save(step, "one")
+    name = loaded_name(house.store.adapter(f"{house.job}@1"))
+
+    def names() -> set[str]:
+        return {card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]}
+
+    pinning = {"inference_url": inference, "inference_pinned": [f"{house.job}@1"]}
+    try:
+        with connect(settings.model_copy(update=pinning)) as client:
+            deadline = time.monotonic() + 60
+            while name not in names():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            for step in range(2, KEPT + 2):
+                assert text(ask(client, adapter=f"{house.job}@{step}"))
+            assert name in names()
+    finally:
+        httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
+
+
+def test_a_full_student_without_adapter_is_served_as_the_whole_model(
+    client: TestClient, house: House, tmp_path: Path, inference: str
+) -> None:
+    import numpy as np
+
+    from bridge_engine.catalog import resolve_model
+
+    base = resolve_model("bridge-tiny").path
+    assert base is not None
+
+    def write(folder: Path) -> None:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        tensors = load_file(folder / "model.safetensors")
+        rng = np.random.default_rng(0)
+        for key, value in tensors.items():
+            tensors[key] = value + rng.normal(scale=0.02, size=value.shape).astype(value.dtype)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        card = {"base_model": "bridge-tiny", "form": "merged", "template": {"kind": "plain"}}
+        (folder / "bridge.json").write_text(json.dumps(card))
+
+    publish(tmp_path / "whole", write)
+    house.weights = {**house.weights, "whole": tmp_path / "whole"}
+    folder = house.save_model(2, "whole")
+    answer = ask(client, adapter=house.job)
+    assert text(answer) != text(ask(client, model="bridge-tiny"))
+    assert answer.json()["adapter"] == f"{house.job}@2"
+    assert house.status(2) == "ready"
+    listed = client.get(f"/adapters/{house.job}").json()
+    assert (listed["rank"], listed["base_model"]) == (0, "bridge-tiny")
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/adapters/{house.job}/download").content)) as zip:
+        assert {"README.md", "config.json", "model.safetensors"} <= set(zip.namelist())
+        assert b"whole model" in zip.read("README.md")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    name = {"lora_name": loaded_name(house.store.adapter(f"{house.job}@2"))}
+    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name).is_success
+    assert "manifest" in problem(ask(client, adapter=house.job), 502, "adapter_failed")["detail"]
+
+
+def test_deleting_a_job_takes_its_adapters_from_inference_at_once(
+    client: TestClient, house: House, inference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.save(2, "one")
+    assert text(ask(client, adapter=house.job))
+    name = loaded_name(house.store.adapter(f"{house.job}@2"))
+    client.post(f"/jobs/{house.job}/cancel")
+    house.store.finish(house.job, house.attempt, "cancelled")
+    assert client.delete(f"/jobs/{house.job}").is_success
+    deadline = time.monotonic() + 10  # sooner than the next look at the clock
+    while name in {card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

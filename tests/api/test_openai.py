@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,46 +14,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
-from service.app import create_app
 from service.settings import Settings
-from service.store import Store
-from tests.api.house import House, free_port, start_inference
+from tests.api.house import House, Service, free_port, start_inference
 
 PROMPT = "12+3-5?"
 pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
-
-
-class Service:
-    """The application on a real socket, its lifespan included."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.app = create_app(settings)
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._listener]}
-        )
-
-    def __enter__(self) -> Service:
-        self._thread.start()
-        deadline = time.monotonic() + 60
-        while not self._server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-        self._listener.close()
-
-    @property
-    def store(self) -> Store:
-        return self.app.state.store  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -16,13 +16,15 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from tests.support.compose import filled
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ["migrate", "api", "relay", "worker", "inference"]
 NOT_SETTINGS = {
     *("BRIDGE_ALLOW_UNAUTHENTICATED", "BRIDGE_CACHE_DIR", "BRIDGE_DATA_DIR", "BRIDGE_VLLM_URL"),
-    *("PGPASSWORD", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    *("BRIDGE_VLLM_API_KEY", "PGPASSWORD"),
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
 }
 """Read straight from the environment, the last ones by the libraries of Postgres and S3."""
 ENGINE_SIDE = {"torch", "transformers", "peft", "safetensors", "math-verify"}
@@ -64,7 +66,7 @@ def test_the_settings_of_each_service_are_valid(name: str, monkeypatch) -> None:
     for key in [key for key in os.environ if key.startswith("BRIDGE_")]:
         monkeypatch.delenv(key)
     for key, value in COMPOSE["services"][name]["environment"].items():
-        monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value))
+        monkeypatch.setenv(key, filled(value))
     settings = Settings()
     assert settings.dispatch == "celery"
     assert settings.database_url == "postgresql+psycopg://bridge@postgres:5432/bridge"
@@ -93,8 +95,35 @@ def test_each_server_accepts_the_name_it_is_called_by(monkeypatch) -> None:
     called = services["api"]["environment"]["BRIDGE_INFERENCE_URL"]
     assert services["inference"]["environment"]["BRIDGE_ALLOWED_HOSTS"] in called
     hosts = services["api"]["environment"]["BRIDGE_ALLOWED_HOSTS"]
-    monkeypatch.setenv("BRIDGE_ALLOWED_HOSTS", re.sub(r"\$\{\w+:-(\w*)\}", r"\1", hosts))
+    monkeypatch.setenv("BRIDGE_ALLOWED_HOSTS", filled(hosts))
     assert "api" in Settings().allowed_hosts
+
+
+def test_vllm_takes_our_key_and_holds_the_adapters_that_we_keep() -> None:
+    vllm, api = COMPOSE["services"]["vllm"], COMPOSE["services"]["api"]["environment"]
+    assert vllm["environment"]["VLLM_API_KEY"] == api["BRIDGE_INFERENCE_API_KEY"]
+    assert vllm["environment"]["VLLM_API_KEY"] == api["BRIDGE_VLLM_API_KEY"]
+    options = dict(word[2:].split("=") for word in vllm["command"] if "=" in word)
+    assert int(options["max-cpu-loras"]) >= Settings().inference_max_adapters
+    assert "ports" not in vllm, "its key guards only a part of its routes"
+
+
+def test_the_api_may_be_put_in_front_of_vllm(monkeypatch) -> None:
+    """By the variables that the file's head names."""
+    given = {
+        "BRIDGE_INFERENCE_BACKEND": "vllm",
+        "BRIDGE_INFERENCE_URL": "http://vllm:8010",
+        "BRIDGE_VLLM_KEY": "secret",
+    }
+    for key, value in COMPOSE["services"]["api"]["environment"].items():
+        monkeypatch.setenv(key, filled(value, given))
+    settings = Settings()
+    assert (settings.inference_backend, settings.inference_urls) == ("vllm", ["http://vllm:8010"])
+    assert settings.inference_api_key.get_secret_value() == "secret"
+    command = COMPOSE["services"]["vllm"]["command"]
+    assert {"--host=0.0.0.0", "--port=8010", "--enable-lora"} <= set(command)
+    volumes = COMPOSE["services"]["vllm"]["volumes"]
+    assert "bridge:/var/lib/bridge:ro" in volumes, "the same path as the service's"
 
 
 def test_every_server_is_watched_and_starts_after_the_migrations() -> None:

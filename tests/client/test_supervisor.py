@@ -50,6 +50,19 @@ def ready(home: Home) -> State:
     return state
 
 
+def test_where_vllm_answers_no_inference_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_INFERENCE_BACKEND", "vllm")
+    monkeypatch.setenv("BRIDGE_INFERENCE_URL", "http://127.0.0.1:8010")
+    with house(tmp_path) as (process, home):
+        state = ready(home)
+        assert set(state.children) == {"service", "worker"}
+        assert state.inference_url == "http://127.0.0.1:8010"
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Path) -> None:
     with house(tmp_path) as (process, home):
         state = ready(home)

@@ -15,49 +15,69 @@ PYTHON = Path(os.environ.get("BRIDGE_VLLM_PYTHON") or ROOT / ".venv-vllm/bin/pyt
 START_S = 420
 
 
-@contextmanager
-def vllm_server(model, log, *options, dtype="float32", context=256, **environment):
-    """Its address, as long as the block lasts; `log` is the file it writes to."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [
-        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", dtype, "--max-model-len", str(context), "--enforce-eager", *options),
-    ]
-    surroundings = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        **environment,
-    }
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            arguments, env=surroundings, stdout=out, stderr=out, start_new_session=True
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(url, process, log)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
+class Vllm:
+    """One that can be killed and started again at its address; `log` is the file it writes to."""
+
+    def __init__(self, model, log, *options, dtype="float32", context=256, **environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        self._arguments = [
+            *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
+            *("--dtype", dtype, "--max-model-len", str(context), "--enforce-eager", *options),
+        ]
+        self._surroundings = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        }
+
+    def start(self):
+        """Until it answers."""
+        with self._log.open("a") as out:
+            self.process = subprocess.Popen(
+                self._arguments,
+                env=self._surroundings,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and self.process.poll() is None:
             try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                if httpx.get(f"{self.url}/health", timeout=5).is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"vLLM did not start:\n{self._log.read_text()[-3000:]}")
 
+    def kill(self):
+        """At once, with all its processes."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
-def _wait(url, process, log):
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and process.poll() is None:
+    def stop(self):
+        """Politely, and then at once."""
+        os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            if httpx.get(f"{url}/health", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"vLLM did not start:\n{log.read_text()[-3000:]}")
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextmanager
+def vllm_server(model, log, *options, **how):
+    """Its address, as long as the block lasts."""
+    server = Vllm(model, log, *options, **how)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()

@@ -1,6 +1,7 @@
 """The exported adapter is the trained policy, for PEFT as for us."""
 
 import copy
+import hashlib
 import json
 from dataclasses import replace
 
@@ -262,6 +263,13 @@ def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(for
         else:
             theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(root / folder))
         error = (logprobs_of(theirs, tokens) - expected).abs()
+        noted = json.loads((root / folder / "bridge.json").read_text())
+        assert noted["end_tokens"] == made.policy.eos_ids
+        if (figures := noted["canary"]) is not None:
+            ids = torch.tensor([figures["tokens"]])
+            found = logprobs_of(theirs, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
+            assert (found - torch.tensor(figures["logprobs"])).abs().max() < 1e-4
+        assert (figures is None) == (noted["form"] == "svd")
         if form == "lora" or folder == event.merged:
             assert error.max() < 1e-4
         else:  # rank 4 of a change of every weight: nearer than the base, and its error is told
@@ -281,3 +289,5 @@ def test_a_full_student_without_an_svd_rank_leaves_a_whole_model_and_no_adapter(
     first, last = [e for e in EventReader(made.events.path).read() if e.type == "checkpoint"]
     assert (first.adapter, first.merged) == (None, None), "not the last, not measured: not written"
     assert (last.adapter, last.merged) == (None, "models/step-000002")
+    manifest = tmp_path / "run" / last.merged / "manifest.json"
+    assert last.merged_sha256 == hashlib.sha256(manifest.read_bytes()).hexdigest()

@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from bridge_engine.errors import EngineError
 from inference.app import create_app
 from inference.batch import Batch
+from inference.folders import bytes_of
 from inference.limits import Limits
-from inference.registry import _bytes_of
 
 ALPHABET = "0123456789+-*()=,#?"
 CONTEXT = 48
@@ -402,6 +402,46 @@ def test_the_adapter_not_asked_for_the_longest_makes_room(house: Path) -> None:
         assert text_of(complete(client, "J@2")) == reference(house, "plain", "two")
 
 
+def test_a_pinned_adapter_and_its_base_never_make_room(house: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=2, bases=2))
+    with serving(app) as client:
+        load(client, "J@1", house / "one")
+        body = {"lora_name": "J@1", "lora_path": str(house / "one"), "pinned": True}
+        assert client.post("/v1/load_lora_adapter", json=body).status_code == 200
+        for number in range(4):
+            assert load(client, f"K@{number}", house / "two").status_code == 200
+        assert complete(client, "chatty").status_code == 200
+        load(client, "L@1", house / "other")
+        assert loaded(client) == {"plain", "chatty", "J@1", "L@1"}
+        cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+        assert [cards[name]["pinned"] for name in ("J@1", "L@1")] == [True, False]
+        load(client, "J@1", house / "one")  # not pinned any more
+        load(client, "M@1", house / "other")
+        load(client, "N@1", house / "other")
+        assert loaded(client) == {"plain", "chatty", "M@1", "N@1"}
+
+
+def test_a_whole_model_that_was_trained_answers_as_itself_and_takes_a_bases_place(
+    house: Path, tmp_path: Path
+) -> None:
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(bases=1))
+    with serving(app) as client:
+        whole = {"name": "J@1:abc", "path": str(house / "chatty")}
+        assert complete(client, "J@1:abc").status_code == 404
+        assert client.post("/v1/load_model", json=whole).status_code == 200
+        assert text_of(complete(client, "J@1:abc")) == reference(house, "chatty", None)
+        assert complete(client, "plain").status_code == 200
+        assert loaded(client) == {"plain"}, "it made room"
+        assert complete(client, "J@1:abc").status_code == 404, "who asks hears that it must load"
+        client.post("/v1/load_model", json=whole)
+        gone = client.post("/v1/unload_lora_adapter", json={"lora_name": "J@1:abc"})
+        assert gone.status_code == 200
+        assert loaded(client) == set()
+        nothing = client.post("/v1/load_model", json={"name": "J@2:abc", "path": str(tmp_path)})
+        assert nothing.status_code == 400
+        assert "No model lies at" in nothing.json()["error"]["message"]
+
+
 def test_many_adapters_leave_no_more_in_memory_than_are_kept(house: Path) -> None:
     app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=2))
     with serving(app) as client:
@@ -458,7 +498,7 @@ def test_what_a_request_uses_makes_no_room_until_it_has_ended(
 
 
 def test_memory_bounds_what_is_loaded(house: Path) -> None:
-    size = _bytes_of(house / "plain", torch.float32)
+    size = bytes_of(house / "plain", torch.float32)
     app = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size * 3 // 2))
     with serving(app) as client:
         for name in ("plain", "chatty"):  # one fits, two do not

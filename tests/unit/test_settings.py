@@ -53,6 +53,17 @@ def test_engine_command_is_words_or_json(given: str, monkeypatch: pytest.MonkeyP
     assert Settings().engine_command == ["python", "-m", "my engine"]
 
 
+def test_several_inference_servers_are_for_vllm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_INFERENCE_URL", "http://a:1, http://b:2/,http://a:1")
+    with pytest.raises(ValidationError, match="several are for vllm"):
+        Settings()
+    monkeypatch.setenv("BRIDGE_INFERENCE_BACKEND", "vllm")
+    assert Settings().inference_urls == ["http://a:1", "http://b:2"]
+    monkeypatch.setenv("BRIDGE_INFERENCE_URL", "http://a:1,b:2")
+    with pytest.raises(ValidationError, match="an address such as"):
+        Settings()
+
+
 def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:
     with pytest.raises(ValidationError, match="at least twice BRIDGE_HEARTBEAT_SECONDS"):
         Settings(lease_seconds=5, heartbeat_seconds=3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.store import QUEUES, REQUESTS, STATUSES, TERMINAL, TRANSITIONS, Offer, new_id
 from service.store.database import clean, database_url, load_json
+from service.store.models import JobRow
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -89,3 +90,22 @@ def test_urls_as_people_write_them_get_the_driver() -> None:
     expected = "postgresql+psycopg://u:p%40ss@h/db"
     for scheme in ("postgres", "postgresql", "postgresql+psycopg"):
         assert database_url(f"{scheme}://u:p%40ss@h/db") == expected
+
+
+@pytest.mark.parametrize(
+    ("student", "best", "reached", "adapter"),
+    [
+        ({"form": "lora"}, None, 4, "j@4"),
+        ({"form": "full"}, None, 4, None),
+        ({"form": "full"}, 2, 4, "j@2"),
+        ({"form": "full"}, None, 9, "j@9"),
+        ({"form": "full"}, None, None, None),
+    ],
+)
+def test_a_jobs_adapter_is_the_best_or_the_newest_and_a_whole_model_where_one_is_written(
+    student: dict[str, str], best: int | None, reached: int | None, adapter: str | None
+) -> None:
+    """Whole models are, at the best and at the last step."""
+    spec = {"student": student}
+    row = JobRow(id="j", spec=spec, best_step=best, checkpoint_step=reached, total_steps=9)
+    assert row.adapter == adapter

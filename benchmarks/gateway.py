@@ -1,0 +1,178 @@
+"""Our gateway in front of a vLLM server, that server asked directly, and the local backend, in one
+run.
+
+    python -m benchmarks.gateway --vllm .venv-vllm/bin/python --model bridge-tiny
+
+Each is asked over HTTP by so many clients at once for `--tokens` tokens at temperature 1, of the
+base model and of one adapter; every server computes on one thread. The ways take turns within a
+round, so that other work on the machine hits them alike. Figures are medians over rounds: generated
+tokens a second and the median time to a whole answer; what the gateway costs is the median of what
+it cost in each round. Where the machine is busy, waiting for a core is most of that; CPU time
+depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks import servers
+from benchmarks.serving import PROMPTS, random_adapters
+from bridge_engine.models import materialize_model
+from service.generate.backend import loaded_name
+from service.settings import Settings
+from service.store import Store
+
+Found = dict[tuple[str, str, int], list[tuple[float, float, float]]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask."""
+
+    url: servers.Address
+    models: dict[str, str]
+    """What `base` and `adapter` are called there."""
+    key: str = "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vllm", required=True, help="python of vLLM's environment")
+    parser.add_argument("--model", default="bridge-tiny")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--requests", type=int, default=64, help="a round")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = materialize_model(options.model)
+    base: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    busy: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        home = Path(scratch) / "home"
+        folders = random_adapters(base, Path(scratch), options.rank)[:1]
+        [name] = servers.register(home, options.model, options.rank, folders)
+        store = Store.from_settings(Settings(home=home, database_url=""))
+        there = loaded_name(store.adapter(name))
+        store.close()
+        server = stack.enter_context(
+            servers.vllm(options.vllm, path, options.model, options.context, 16)
+        )
+        local = stack.enter_context(servers.inference())
+        ours = {"base": options.model, "adapter": name}
+        theirs = {"base": options.model, "adapter": there}
+        front = stack.enter_context(servers.gateway(home, "vllm", server))
+        ways = {
+            "vLLM": Way(server, theirs, servers.KEY),
+            "gateway": Way(front, ours),
+            "local": Way(local, theirs),
+        }
+        _load(ways["local"], there, folders[0], options.model)
+        found = asyncio.run(_measure(ways, options, busy))
+    _print(options, found, statistics.mean(busy))
+
+
+async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Found:
+    """Figures of each round, by way, model and number of clients."""
+    found: Found = defaultdict(list)
+    for round_number in range(options.rounds + 1):
+        for kind in ("base", "adapter"):
+            for count in options.concurrency:
+                order = list(ways) if round_number % 2 else list(reversed(ways))
+                for way in order:
+                    figures = await _ask(ways[way], kind, count, options, round_number)
+                    if round_number:  # the first round warms up, and loads what must be loaded
+                        found[way, kind, count].append(figures)
+        busy.append(psutil.getloadavg()[0])
+    return found
+
+
+async def _ask(
+    way: Way, kind: str, count: int, options: Any, seed: int
+) -> tuple[float, float, float]:
+    """Tokens a second, median seconds of an answer, CPU seconds a request in the server asked."""
+    requests = max(options.requests, 2 * count) if count > 1 else options.requests // 2
+    turns = asyncio.Semaphore(count)
+    times: list[float] = []
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
+    headers = {"Authorization": f"Bearer {way.key}"}
+    async with httpx.AsyncClient(
+        base_url=way.url, timeout=600, trust_env=False, limits=limits, headers=headers
+    ) as http:
+
+        async def one(number: int) -> int:
+            body = {
+                "model": way.models[kind],
+                "prompt": PROMPTS[number % len(PROMPTS)],
+                "max_tokens": options.tokens,
+                "temperature": 1.0,
+                "seed": 1000 * seed + number,
+            }
+            async with turns:
+                began = time.perf_counter()
+                answer = await http.post("/v1/completions", json=body)
+                times.append(time.perf_counter() - began)
+            answer.raise_for_status()
+            return int(answer.json()["usage"]["completion_tokens"])
+
+        used, began = servers.cpu_seconds(way.url), time.perf_counter()
+        tokens = sum(await asyncio.gather(*(one(i) for i in range(requests))))
+        rate = tokens / (time.perf_counter() - began)
+        used = (servers.cpu_seconds(way.url) - used) / requests
+        return rate, statistics.median(times), used
+
+
+def _load(way: Way, name: str, folder: Path, base: str) -> None:
+    body = {"lora_name": name, "lora_path": str(folder), "base_model": base}
+    while httpx.post(f"{way.url}/v1/load_lora_adapter", json=body, timeout=600).status_code == 503:
+        pass  # the base is being loaded
+
+
+def _print(options: Any, found: Found, busy: float) -> None:
+    print(
+        f"{options.model}, float32, one thread a server, at most {options.tokens} tokens an "
+        f"answer, {options.rounds} rounds of {options.requests} requests; mean load {busy:.1f} on "
+        f"{psutil.cpu_count()} cores\n"
+    )
+    print(
+        "| model | clients | vLLM (tokens/s, p50 ms) | gateway | throughput kept | p50 added (ms) "
+        "| its CPU (ms a request) | local | local / vLLM |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for kind in ("base", "adapter"):
+        for count in options.concurrency:
+            pairs = {way: found[way, kind, count] for way in ("vLLM", "gateway", "local")}
+            rate = {way: statistics.median(row[0] for row in rows) for way, rows in pairs.items()}
+            p50 = {
+                way: statistics.median(row[1] for row in rows) * 1e3 for way, rows in pairs.items()
+            }
+            both = list(zip(pairs["gateway"], pairs["vLLM"], strict=True))
+            kept = statistics.median(ours[0] / theirs[0] for ours, theirs in both)
+            added = statistics.median((ours[1] - theirs[1]) * 1e3 for ours, theirs in both)
+            cpu = {way: statistics.median(row[2] for row in rows) for way, rows in pairs.items()}
+            share = cpu["gateway"] / (cpu["gateway"] + cpu["vLLM"])
+            cells = [f"{rate[w]:.0f}, {p50[w]:.0f}" for w in ("vLLM", "gateway")]
+            print(
+                f"| {kind} | {count} | {' | '.join(cells)} | {kept:.0%} | {added:+.1f} | "
+                f"{cpu['gateway'] * 1e3:.1f} ({share:.0%}) | "
+                f"{rate['local']:.0f}, {p50['local']:.0f} | {rate['local'] / rate['vLLM']:.1f}× |"
+            )
+
+
+if __name__ == "__main__":
+    main()

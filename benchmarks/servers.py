@@ -1,0 +1,148 @@
+"""Servers that the serving benchmarks ask, each a process of its own with one thread to compute."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from bridge_engine import events as ev
+from bridge_engine.spec import TrainSpec
+from service.settings import Settings
+from service.store import Store
+from service.store.migrate import upgrade
+
+KEY = "benchmark"
+
+
+class Address(str):
+    """Where a server answers, and its process."""
+
+    process: psutil.Process
+
+
+def cpu_seconds(server: Address) -> float:
+    """CPU time that the server and its children have used."""
+    family = [server.process, *server.process.children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+STARTS_WITHIN_S = 600
+
+
+@contextmanager
+def inference() -> Iterator[Address]:
+    """`python -m inference`; its address."""
+    port = _free_port()
+    command = [sys.executable, "-m", "inference", "--port", str(port)]
+    with _process(command, f"http://127.0.0.1:{port}", {"BRIDGE_INFERENCE_THREADS": "1"}) as url:
+        yield url
+
+
+@contextmanager
+def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[Address]:
+    """A vLLM server of the model at `model`, from the environment of that interpreter."""
+    port = _free_port()
+    command = [
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "float32", "--max-model-len", str(context), "--enforce-eager"),
+        *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "8"),
+        *("--api-key", KEY),
+    ]
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with _process(command, f"http://127.0.0.1:{port}", environment) as url:
+        yield url
+
+
+@contextmanager
+def gateway(home: Path, backend: str, url: str) -> Iterator[Address]:
+    """`python -m service` in front of an inference server."""
+    port = _free_port()
+    environment = {
+        "BRIDGE_HOME": str(home),
+        "BRIDGE_PORT": str(port),
+        "BRIDGE_INFERENCE_BACKEND": backend,
+        "BRIDGE_INFERENCE_URL": url,
+        "BRIDGE_INFERENCE_API_KEY": KEY,
+    }
+    own = f"http://127.0.0.1:{port}"
+    with _process([sys.executable, "-m", "service"], own, environment, "/healthz") as address:
+        yield address
+
+
+def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list[str]:
+    """Registers adapters as the steps of a job; their names."""
+    settings = Settings(home=home, database_url="")
+    upgrade(settings.database_url)
+    store = Store.from_settings(settings)
+    data = {"prompts": "arithmetic", "demos": "arithmetic"}
+    spec = TrainSpec.model_validate({"method": "bridge", "model": model, "data": data, "steps": 99})
+    job = store.create_job(spec, total_steps=99)[0].id
+    claim = store.claim(job, "benchmark", 3600)
+    assert claim is not None
+    for step, folder in enumerate(folders, start=1):
+        place = f"adapters/step-{step:06d}"
+        shutil.copytree(folder, settings.run_dir(job) / place)
+        digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+        event = ev.Checkpoint(step=step, path="none", adapter=place, sha256=digest, rank=rank)
+        event.seq, event.time = step, time.time()
+        store.append_events(job, claim.attempt, [event])
+    store.close()
+    return [f"{job}@{step}" for step in range(1, len(folders) + 1)]
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], url: str, environment: dict[str, str], health: str = "/health"
+) -> Iterator[Address]:
+    started = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + STARTS_WITHIN_S
+        while True:
+            try:
+                if httpx.get(f"{url}{health}", timeout=10).is_success:
+                    break
+            except httpx.TransportError:
+                pass
+            if started.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"{' '.join(command)} did not start")
+            time.sleep(0.2)
+        address = Address(url)
+        address.process = psutil.Process(started.pid)
+        yield address
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        try:
+            started.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
