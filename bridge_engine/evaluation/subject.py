@@ -1,4 +1,4 @@
-"""Who is asked: a base model, with a trained adapter on it or without."""
+"""Who is asked: a base model, with a trained adapter on it or without, or a full student."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bridge_engine.checkpoint import is_whole
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.export.adapter import WEIGHTS
+from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
 from bridge_engine.policy import Policy
 from bridge_engine.spec import LoraSpec, RuntimeSpec
 from bridge_engine.tensor_files import load_tensors
@@ -22,6 +23,8 @@ NAME = "policy"
 """The parameter set that an adapter becomes."""
 BARE = LoraSpec(rank=1)
 """Of a base model alone, which no adapter is added to."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's own file; what lacks it is no adapter."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Subject:
 
 
 def load_subject(base: str, folder: Path | None, runtime: RuntimeSpec) -> Subject:
-    """The base model with the PEFT adapter in `folder`; None: the base alone.
+    """The base model with the PEFT adapter in `folder`; None: the base alone. A full student's
+    folder holds a whole model, which takes the base's place.
 
     Raises EngineError (`adapter_missing`, `adapter_damaged`, `wrong_base`, `adapter_does_not_fit`).
     """
@@ -44,7 +48,11 @@ def load_subject(base: str, folder: Path | None, runtime: RuntimeSpec) -> Subjec
         raise _error("adapter_damaged", f"the adapter in {folder} is not what its manifest says")
     if card.base_model != base:
         raise _error("wrong_base", f"the adapter was trained on {card.base_model}, not on {base}")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if not (folder / ADAPTER_CONFIG).exists():
+        device = resolve_device(runtime)
+        whole = load_pretrained(folder, resolve_dtype(runtime, device), device, runtime)
+        return Subject(Policy(*whole, BARE), ())
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     lora = LoraSpec.model_construct(  # what is exported may have a rank that no training has
         rank=config["r"], alpha=config["lora_alpha"], target_modules=config["target_modules"]
     )

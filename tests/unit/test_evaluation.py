@@ -240,8 +240,13 @@ def test_two_splits_of_one_set_have_figures_of_their_own(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(the run directory of a training job, what it measured itself, its held-out problems)."""
+    """(the run directory of a training job, what it measured itself)."""
     folder = tmp_path_factory.mktemp("trained")
+    return folder, train(folder)
+
+
+def train(folder, **changes):
+    """A training job of two steps in this run directory; what it measured at the end."""
     made = make_trainer(
         folder,
         steps=2,
@@ -253,6 +258,7 @@ def trained(tmp_path_factory):
         eval={"every": 0, "student_alone": False},
         optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
         runtime={"threads": 1},
+        **changes,
     )
     scripted = made.explorer.verifier
     with made:
@@ -263,7 +269,7 @@ def trained(tmp_path_factory):
         score = made.explorer.measure(2, made.method.options.policy, show=False)
         made.explorer.verifier.close()
         made.state.save(Progress(step=2))
-    return folder, score
+    return score
 
 
 def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(trained, tmp_path):
@@ -287,6 +293,21 @@ def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(tr
     assert base["benchmarks"][0]["scores"] != one["scores"]
     texts = lines(tmp_path / COMPLETIONS), lines(tmp_path / "base" / COMPLETIONS)
     assert any(texts[0][name] != texts[1][name] for name in texts[1])
+
+
+def test_a_full_students_whole_model_is_evaluated_like_an_adapter(tmp_path):
+    score = train(tmp_path / "full", student="full", checkpoint={"every": 1})
+    found = run(
+        tmp_path / "eval",
+        adapter=tmp_path / "full" / "models" / "step-000002",
+        benchmarks=[{"name": "arithmetic", "limit": 20}],
+        sampling={},
+    )
+    (one,) = found["benchmarks"]
+    assert one["scores"]["pass@1"]["value"] == score.accuracy
+    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
+    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
+    assert base["benchmarks"][0]["reasons"] != one["reasons"]
 
 
 def test_an_adapter_of_another_base_or_with_other_bytes_is_refused(trained, tmp_path):
