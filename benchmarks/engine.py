@@ -247,7 +247,7 @@ class Clock:
 def watched(ours: Ours) -> Clock:
     clock = Clock()
     clock.watch("sampling", ours.trainer.explorer, "sample")
-    clock.watch("verification", ours.trainer.explorer, "judge")
+    clock.watch("verification", ours.trainer.explorer.examiner, "verdicts")
     clock.watch("forward", Policy, "logprobs")
     clock.watch("backward", torch.Tensor, "backward")
     clock.watch("optimiser", ParameterSet, "ascend")
