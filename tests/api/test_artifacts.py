@@ -93,7 +93,7 @@ def test_one_file_is_fetched_alone_and_verified(
     with pytest.raises(Damaged, match="has no README"):
         trained.artifacts.read(trained.stored, "README.md")
     (published / "bridge.json").write_text("{}")
-    with pytest.raises(Damaged, match="bridge.json is damaged"):
+    with pytest.raises(Damaged, match=r"bridge\.json is damaged"):
         trained.artifacts.read(trained.stored, "bridge.json")
 
 
