@@ -151,7 +151,7 @@ def test_what_is_found_out_about_weights_is_not_said_of_others_of_their_name(
 ) -> None:
     store.append_events(job_id, 1, numbered(checkpoint(4)))
     before = store.adapter(job_id)
-    before.sha256 = "0" * 64  # what was loaded; saved again since
+    before.sha256 = "another"  # what was loaded; saved again since
     assert not store.mark_adapter(before, "ready")
     assert store.adapter(job_id).status == "registered"
 

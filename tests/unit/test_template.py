@@ -138,4 +138,6 @@ def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(with_bos):
     ids = prompt_tokens("?", TemplateSpec(kind="chat"), with_bos)
     assert "".join(with_bos.convert_ids_to_tokens(ids)) == "2024?"
     with_bos.chat_template = "{{ strftime_now('%d %b %Y') }}"
-    assert render_chat([], with_bos) == TODAY, "the day that the gateway tells vLLM"
+    assert render_chat([{"role": "user", "content": "?"}], with_bos) == TODAY, (
+        "the day that the gateway tells vLLM"
+    )
