@@ -132,7 +132,8 @@ class Serving:
         """A whole model's bridge.json, without its gigabytes."""
         if (card := self._model_cards.get(row.sha256)) is None:
             card = read_card(stored_file(row, CARD, self.store, self.settings))
-            self._model_cards[row.sha256] = card
+            if card:
+                self._model_cards[row.sha256] = card
         return card
 
     async def _base_card(self, model: str, server: InferenceBackend) -> Mapping[str, Any]:

@@ -255,8 +255,9 @@ class VllmBackend(InferenceBackend):
             asked["stop"] = [text for text in ([stop] if isinstance(stop, str) else stop) if text]
         if "messages" in asked and self._dated:
             asked["chat_template_kwargs"] = {"date_string": TODAY}
-        copies = asked.pop("n", None) or 1 if asked["temperature"] == 0 else 1
-        return asked, copies
+        if asked["temperature"] != 0:
+            return asked, 1
+        return asked, asked.pop("n", None) or 1
 
     def _wants_no_date(self, asked: Mapping[str, Any], error: ApiError) -> bool:
         """Mistral's own tokenizer has no template, and refuses what is said to one."""
