@@ -62,7 +62,10 @@ def create_app(
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """What is loaded. Base models that are not listed are loaded when they are first named."""
-        bases = [_model_card(b.name, b.path, None, b, b.loaded_at) for b in registry.bases.values()]
+        bases = [
+            _model_card(b.name, b.path, None, b, b.loaded_at) | {"pinned": b.pinned}
+            for b in registry.bases.values()
+        ]
         adapters = [
             _model_card(a.name, a.path, a.base.name, a.base, a.loaded_at) | {"pinned": a.pinned}
             for a in registry.adapters.values()
@@ -79,7 +82,7 @@ def create_app(
 
     @app.post("/v1/load_model")
     async def load_model(body: LoadModel) -> PlainTextResponse:
-        await registry.load_model(body.name, Path(body.path))
+        await registry.load_model(body.name, Path(body.path), pinned=body.pinned)
         return PlainTextResponse(f"Success: model '{body.name}' loaded.")
 
     @app.post("/v1/unload_lora_adapter")

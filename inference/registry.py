@@ -57,6 +57,8 @@ class Base:
     loaded_at: float = field(default_factory=time.time)
     pins: int = 0
     """Requests and loads that use it now."""
+    pinned: bool = False
+    """Never makes room for others; this is one of the pins."""
 
 
 @dataclass(eq=False)
@@ -96,6 +98,8 @@ class Registry:
         self.adapters: dict[str, Adapter] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._loads: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._leaving: list[Base | Adapter] = []
+        """Dropped while requests use them: their memory is not free yet."""
         self._freed = asyncio.Event()
         self._making_room = asyncio.Lock()
         self._promised = 0
@@ -119,6 +123,7 @@ class Registry:
         finally:
             for kept in held:
                 kept.pins -= 1
+            self._leaving = [kept for kept in self._leaving if kept.pins]
             self._freed.set()
 
     async def find(self, name: str) -> Base | Adapter:
@@ -143,13 +148,17 @@ class Registry:
             return _used(self.bases, name)
         return await self._loaded("base model", name, lambda: self._load_base(name))
 
-    async def load_model(self, name: str, path: Path) -> Base:
+    async def load_model(self, name: str, path: Path, *, pinned: bool = False) -> Base:
         """Loads a whole model that was trained. It takes a base model's place, and is forgotten
-        when it makes room. Raises `InferenceError` as `base` does, 400 for a folder without one."""
+        when it makes room, unless it is `pinned`. Raises `InferenceError` as `base` does, 400 for a
+        folder without one."""
         if name in self.bases:
-            return _used(self.bases, name)
-        check_model(path)
-        return await self._loaded("model", name, lambda: self._load_base(name, path))
+            base = _used(self.bases, name)
+        else:
+            check_model(path)
+            base = await self._loaded("model", name, lambda: self._load_base(name, path))
+        _pin(base, pinned)
+        return base
 
     async def _load_base(self, name: str, folder: Path | None = None) -> Base:
         try:
@@ -206,7 +215,7 @@ class Registry:
     def _drop_base(self, name: str) -> None:
         """Frees the base model and all that stands on it."""
         self.adapters = {n: a for n, a in self.adapters.items() if a.base.name != name}
-        del self.bases[name]
+        self._leave(self.bases.pop(name))
         gc.collect()  # modules and their hooks point at each other
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -290,15 +299,20 @@ class Registry:
         if name in self.bases and ":" in name:
             self._drop_base(name)
         elif (adapter := self.adapters.pop(name, None)) is not None:
-            _pin(adapter, False)
+            self._leave(adapter)
         else:
             raise not_found(f"No adapter named {name!r} is loaded.")
         self._freed.set()
 
+    def _leave(self, dropped: Base | Adapter) -> None:
+        _pin(dropped, False)
+        if dropped.pins:
+            self._leaving.append(dropped)
+
     # ------------------------------------------------------------------ loading
 
     def _over(self, more: int) -> bool:
-        kept: list[Base | Adapter] = [*self.bases.values(), *self.adapters.values()]
+        kept = [*self.bases.values(), *self.adapters.values(), *self._leaving]
         limit = self.limits.memory
         taken = sum(k.bytes for k in kept) + self._promised
         return limit is not None and bool(taken) and taken + more > limit
@@ -345,11 +359,12 @@ def _used(kept: dict[str, Kept], name: str) -> Kept:
     return kept[name]
 
 
-def _pin(adapter: Adapter, pinned: bool) -> None:
-    change = int(pinned) - int(adapter.pinned)
-    adapter.pinned = pinned
-    adapter.pins += change
-    adapter.base.pins += change
+def _pin(kept: Base | Adapter, pinned: bool) -> None:
+    change = int(pinned) - int(kept.pinned)
+    kept.pinned = pinned
+    kept.pins += change
+    if isinstance(kept, Adapter):
+        kept.base.pins += change
 
 
 def _unused(kept: dict[str, Kept]) -> str | None:

@@ -24,10 +24,11 @@ class LoadAdapter(BaseModel):
 
 class LoadModel(BaseModel):
     """POST /v1/load_model, a route of our own: a whole model that was trained, under a name that
-    has a colon, which no base model's has."""
+    has a colon, which no base model's has. A `pinned` one never makes room for others."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=":")]
     path: Annotated[str, Field(min_length=1)]
+    pinned: bool = False
 
 
 class UnloadAdapter(BaseModel):

@@ -23,14 +23,15 @@ from bridge_engine.lifeline import Deadline
 from service.store import breakdown
 from worker.family import WORD, end_family
 
-_OURS = (
+OURS = (
     "BRIDGE_DATABASE_URL",
     "BRIDGE_REDIS_URL",
     "BRIDGE_ARTIFACTS_URL",
+    "BRIDGE_INFERENCE_API_KEY",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
-"""Passwords may be in these, and the engine knows no database, queue or artifact store."""
+"""Passwords may be in these, and the engine knows no database, queue, artifact store or gateway."""
 
 
 class Engine:
@@ -62,7 +63,7 @@ class Engine:
         """
         read, write = os.pipe()
         word = secrets.token_hex(8)
-        inherited = {k: v for k, v in os.environ.items() if k not in _OURS}
+        inherited = {k: v for k, v in os.environ.items() if k not in OURS}
         arguments = ["run", str(spec), "--dir", str(run), "--parent-pipe", str(read)]
         arguments += ["--deadline", str(deadline.descriptor)]
         try:

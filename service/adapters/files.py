@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bridge_engine.checkpoint import MANIFEST, is_whole
-from service.artifacts import ArtifactsUnavailable, Damaged, Stored, artifact_store
+from service.artifacts import (
+    ArtifactStore,
+    ArtifactsUnavailable,
+    Damaged,
+    Stored,
+    artifact_store,
+)
 from service.artifacts.cache import ArtifactCache
 from service.errors import ApiError
 from service.settings import Settings
@@ -21,13 +29,42 @@ def adapter_folder(adapter: AdapterRow, store: Store, settings: Settings) -> Pat
 
     Raises Damaged that names the file at fault; `ApiError` 503 where the store does not answer.
     """
+    published = _published(adapter, store, settings)
+    if published is None:
+        return settings.run_dir(adapter.job_id) / adapter.path
+    artifacts, stored = published
+    cache = ArtifactCache(settings.cache_dir, settings.artifacts_cache_bytes, artifacts)
+    with _fetching(adapter):
+        return cache.folder(stored)
+
+
+def stored_file(adapter: AdapterRow, name: str, store: Store, settings: Settings) -> bytes:
+    """One file of the adapter's, and none of the others; raises as `adapter_folder` does."""
+    published = _published(adapter, store, settings)
+    if published is None:
+        try:
+            return (settings.run_dir(adapter.job_id) / adapter.path / name).read_bytes()
+        except OSError as error:
+            raise Damaged(f"its {name} cannot be read: {error}") from error
+    artifacts, stored = published
+    with _fetching(adapter):
+        return artifacts.read(stored, name)
+
+
+def _published(
+    adapter: AdapterRow, store: Store, settings: Settings
+) -> tuple[ArtifactStore, Stored] | None:
     artifacts = artifact_store(settings.artifacts_url)
     row = store.artifact(adapter.job_id, adapter.path) if artifacts is not None else None
     if artifacts is None or row is None:
-        return settings.run_dir(adapter.job_id) / adapter.path
-    cache = ArtifactCache(settings.cache_dir, settings.artifacts_cache_bytes, artifacts)
+        return None
+    return artifacts, Stored(row.prefix, row.sha256, row.bytes)
+
+
+@contextmanager
+def _fetching(adapter: AdapterRow) -> Iterator[None]:
     try:
-        return cache.folder(Stored(row.prefix, row.sha256, row.bytes))
+        yield
     except ArtifactsUnavailable as error:
         raise ApiError(
             503,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,6 +101,18 @@ class ArtifactStore:
                 sync(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def read(self, stored: Stored, name: str) -> bytes:
+        """One file of a publication, verified as `get` does it; raises Damaged (also where it has
+        no such file), ArtifactsUnavailable."""
+        with tempfile.TemporaryDirectory() as folder:
+            manifest, file = Path(folder) / MANIFEST, Path(folder) / "file"
+            self._download(f"{stored.prefix}/{MANIFEST}", manifest, stored.sha256)
+            expected = _names(manifest, stored.prefix).get(name)
+            if expected is None:
+                raise Damaged(f"{stored.prefix} has no {name}")
+            self._download(f"{stored.prefix}/{name}", file, expected)
+            return file.read_bytes()
 
     def publications(self, job_id: str) -> set[str]:
         """The prefixes under which the job has anything, whole or not."""

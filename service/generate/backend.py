@@ -9,15 +9,16 @@ whoever asks us. Every failure comes out as an `ApiError` that says whose it is:
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.errors import ApiError
+from service.generate.answers import AnswerStream, broken, check_ends
 from service.store import AdapterRow
 
 CONNECT_SECONDS = 2.0
@@ -29,6 +30,8 @@ waits, so that it hears why. Of a stream: the longest silence."""
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 LOAD_MODEL = "/v1/load_model"
 """The local process's own."""
+LOADED_NAME = re.compile(r"[^\s:@]+@\d+(-student)?:[0-9a-f]{12}")
+"""What `loaded_name` gives, which nobody else would call an adapter."""
 
 
 class NotLoaded(Exception):
@@ -56,6 +59,12 @@ class InferenceBackend:
     """A client of one inference server. Waiting for it costs no thread."""
 
     start_it = "start it with `python -m inference`"
+    look_seconds = ANSWER_SECONDS
+    """So long it may take to say what it has loaded."""
+    needs_ends = False
+    """Must it be told where answers end?"""
+    dtype = ""
+    """What it serves in, where that is known and need not be what was trained in."""
 
     def __init__(
         self, url: str, transport: httpx.AsyncBaseTransport | None = None, api_key: str = ""
@@ -63,6 +72,9 @@ class InferenceBackend:
         self.url = url
         self.pinned: frozenset[str] = frozenset()
         """Names of adapters that never make room for others."""
+        self.proved: set[str] = set()
+        """Names whose canary was answered rightly since they were loaded there: nothing else may
+        be asked. Kept here and not in the database, which does not see a server start anew."""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._transport = transport
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
@@ -109,44 +121,47 @@ class InferenceBackend:
         that off the base model, as training did."""
         return {}
 
-    def kept(self) -> list[str]:
-        """Adapters that it should have, because they were asked for; it may have been restarted
-        since. The local process decides for itself what it keeps."""
+    def lost(self) -> list[str]:
+        """Adapters that it should get back, because it had them before it was restarted. The local
+        process decides for itself what it keeps."""
         return []
 
     async def loaded(self) -> list[dict[str, Any]]:
         """OpenAI's card of every base model and adapter that is loaded; `ApiError` if it cannot
         say."""
-        response = await self._send("GET", "/v1/models")
+        response = await self._send("GET", "/v1/models", seconds=self.look_seconds)
         if not response.is_success:
             raise self._failed(response, _reason(response)[0])
-        cards: list[dict[str, Any]] = response.json()["data"]
+        cards: list[dict[str, Any]] = _listed(response, "data")["data"]
         return cards
 
     async def complete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer of /v1/completions or /v1/chat/completions; raises `NotLoaded`."""
         response = await self._send("POST", path, body)
         self._check(response)
-        answer: dict[str, Any] = response.json()
-        _check_ends(answer)
+        answer = _listed(response, "choices")
+        check_ends(answer)
         return answer
 
-    async def stream(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """The same as an open stream, for `pieces`; to be closed with `aclose`."""
+    async def stream(self, path: str, body: dict[str, Any]) -> AnswerStream:
+        """The same as it is written."""
         response = await self._send("POST", path, {**body, "stream": True}, stream=True)
         if not response.is_success:
             try:
                 await response.aread()
+            except httpx.HTTPError as error:
+                raise broken(str(error) or type(error).__name__) from error
             finally:
                 await response.aclose()
         self._check(response)
-        return response
+        return AnswerStream(response)
 
     async def load(self, name: str, folder: Path, adapter: AdapterRow) -> None:
         """Loads an adapter or a whole model under its immutable name; raises `LoadFailed` with the
         reason."""
         if adapter.is_model:
-            await self._load(LOAD_MODEL, {"name": name, "path": str(folder)}, adapter)
+            model = {"name": name, "path": str(folder), "pinned": name in self.pinned}
+            await self._load(LOAD_MODEL, model, adapter)
             return
         body = {
             "lora_name": name,
@@ -173,6 +188,7 @@ class InferenceBackend:
 
     async def unload(self, name: str) -> None:
         """Drops an adapter; one that is not there is no error."""
+        self.proved.discard(name)
         response = await self._send("POST", UNLOAD, {"lora_name": name})
         if not response.is_success and response.status_code != 404:
             raise self._failed(response, _reason(response)[0])
@@ -188,19 +204,43 @@ class InferenceBackend:
         raise self._failed(response, message)
 
     async def _send(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        stream: bool = False,
+        seconds: float = ANSWER_SECONDS,
     ) -> httpx.Response:
-        request = self._http.build_request(method, path, json=body)
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        request = self._http.build_request(method, path, json=body, timeout=timeout)
         try:
             return await self._http.send(request, stream=stream)
         except httpx.ReadTimeout as error:
+            if seconds < ANSWER_SECONDS:
+                raise self._silent() from error
             raise ApiError(
                 504,
                 "inference_timeout",
-                f"inference did not answer within {ANSWER_SECONDS:.0f} s; ask for fewer tokens",
+                f"inference did not answer within {seconds:.0f} s; ask for fewer tokens",
             ) from error
         except httpx.TransportError as error:
+            self._was_away()
             raise self._unreachable(error) from error
+
+    def _was_away(self) -> None:
+        """It cannot be reached. When it is back, it may be another process with other weights."""
+        self.proved.clear()
+
+    def _silent(self) -> ApiError:
+        return ApiError(
+            503,
+            "inference_unreachable",
+            f"the inference server at {self.url} does not say within {self.look_seconds:.0f} s "
+            "what it has loaded; if that does not pass, restart it. Training goes on without it",
+            headers={"Retry-After": "5"},
+            outside="inference does not answer now; training goes on without it",
+        )
 
     def _unreachable(self, error: httpx.TransportError) -> ApiError:
         return ApiError(
@@ -221,42 +261,15 @@ class InferenceBackend:
         return ApiError(502, "inference_failed", f"inference failed: {message}")
 
 
-async def pieces(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of an open stream up to its end. Raises `ApiError` where it breaks off: nobody may
-    take what came for a whole answer."""
+def _listed(response: httpx.Response, what: str) -> dict[str, Any]:
+    """The answer's JSON, an object with a list under `what`."""
     try:
-        async for line in response.aiter_lines():
-            data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-            if data == "[DONE]":
-                return
-            if not data:
-                continue
-            chunk: dict[str, Any] = json.loads(data)
-            if "error" in chunk:
-                message = str((chunk["error"] or {}).get("message"))
-                raise ApiError(502, "inference_failed", f"inference failed: {message}")
-            _check_ends(chunk)
-            yield chunk
-    except (httpx.HTTPError, ValueError) as error:
-        raise _broken(str(error) or type(error).__name__) from error
-    raise _broken("the stream ended early")
-
-
-def _check_ends(answer: Mapping[str, Any]) -> None:
-    """A choice that was given up (vLLM says `abort` where it is being stopped) is no answer."""
-    for choice in answer.get("choices") or ():
-        if (reason := choice.get("finish_reason")) not in (None, "stop", "length"):
-            raise _broken(f"it ended with {reason!r}")
-
-
-def _broken(why: str) -> ApiError:
-    return ApiError(
-        502,
-        "inference_interrupted",
-        f"inference stopped in the middle of the answer ({why}); what came is not whole: ask again",
-        headers={"Retry-After": "2"},
-        outside="inference stopped in the middle of the answer; what came is not whole: ask again",
-    )
+        answer = response.json()
+        if isinstance(answer[what], list):
+            return dict(answer)
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise ApiError(502, "inference_failed", f"inference failed: it answered without any {what}")
 
 
 def _reason(response: httpx.Response) -> tuple[str, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,32 +36,41 @@ class Backends:
         if settings.inference_backend == "local":
             return cls([InferenceBackend(settings.inference_url, transport)])
         key = settings.inference_api_key.get_secret_value()
-        most = settings.inference_max_adapters
-        return cls([VllmBackend(url, transport, key, most) for url in settings.inference_urls])
+        how = (transport, key, settings.inference_max_adapters, settings.inference_dtype)
+        return cls([VllmBackend(url, *how) for url in settings.inference_urls])
 
     async def bases(self) -> Bases:
         """The base models that can be asked for."""
         found: list[str] = []
         trouble: ApiError | None = None
-        for server in self.servers:
-            try:
-                bases = await server.bases()
-            except ApiError as error:
-                trouble = error
-                continue
+        for _, bases in await self._each():
             if bases is None:
                 return Bases(None)
-            found += bases
+            if isinstance(bases, ApiError):
+                trouble = bases
+            else:
+                found += bases
         return Bases(found, trouble)
+
+    async def _each(self) -> list[tuple[InferenceBackend, list[str] | ApiError | None]]:
+        """Every server with its bases, or why it does not say. All are asked at once: one that
+        hangs keeps nobody from another."""
+
+        async def of(server: InferenceBackend) -> list[str] | ApiError | None:
+            try:
+                return await server.bases()
+            except ApiError as error:
+                return error
+
+        found = await asyncio.gather(*map(of, self.servers))
+        return list(zip(self.servers, found, strict=True))
 
     async def serving(self, model: str) -> InferenceBackend:
         """The server of a base model, or of a whole model that was trained. Raises `ApiError`: 409
         where none serves it, 503 where one that might cannot be asked."""
-        for server in self.servers:
-            with contextlib.suppress(ApiError):
-                bases = await server.bases()
-                if bases is None or model in bases:
-                    return server
+        for server, bases in await self._each():
+            if bases is None or (not isinstance(bases, ApiError) and model in bases):
+                return server
         served = await self.bases()
         if served.trouble is not None:
             raise served.trouble

@@ -11,6 +11,7 @@ from bridge_engine.tensor_header import tensor_header
 from service.adapters.files import WEIGHTS
 from service.store import AdapterRow
 
+CARD = "bridge.json"
 DTYPES = {"F32", "F16", "BF16"}
 """Of weights, as safetensors calls them."""
 
@@ -29,8 +30,16 @@ def check_files(adapter: AdapterRow, folder: Path) -> None:
 def card_of(folder: Path) -> Mapping[str, Any]:
     """The adapter's bridge.json; empty where there is none that can be read."""
     try:
-        card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_card((folder / CARD).read_bytes())
+    except OSError:
+        return {}
+
+
+def read_card(content: bytes) -> Mapping[str, Any]:
+    """What a bridge.json says; empty where it cannot be read."""
+    try:
+        card = json.loads(content)
+    except ValueError:
         return {}
     return card if isinstance(card, dict) else {}
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from service.body import parse
 from service.context import StoreDep
 from service.errors import ApiError, responses
-from service.generate.backend import pieces
+from service.generate.answers import AnswerStream
 from service.generate.backends import Bases
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.openai_schemas import ChatRequest, CompletionRequest, Model, ModelList
@@ -207,13 +206,13 @@ async def _answer(
 
 
 async def _events(
-    opened: httpx.Response, shape: _Shape, n: int, request: Request
+    opened: AnswerStream, shape: _Shape, n: int, request: Request
 ) -> AsyncIterator[str]:
     if shape.chat:
         for index in range(n):
             yield shape.opening(index)
     try:
-        async for chunk in pieces(opened):
+        async for chunk in opened.chunks():
             if (said := shape.chunk(chunk)) is not None:
                 yield said
     except ApiError as error:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TODAY = "26 Jul 2024"
+"""The day that a chat template is told, where it tells the day (Llama's `date_string`): a prompt
+must be tomorrow what it was in training."""
+
 
 def adapter_template(
     card: Mapping[str, Any], spec_template: Mapping[str, Any]

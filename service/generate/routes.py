@@ -8,12 +8,11 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
-import httpx
 from fastapi import APIRouter, Depends, Request
 
 from service.body import parse, read_body
 from service.errors import ApiError, problem, responses
-from service.generate.backend import pieces
+from service.generate.answers import AnswerStream
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.pieces import read
 from service.generate.prompting import adapter_template, templated
@@ -136,11 +135,11 @@ def _choice(choice: dict[str, Any], logprobs: bool) -> dict[str, Any]:
 
 
 async def _events(
-    opened: httpx.Response, head: dict[str, Any], logprobs: bool, request: Request
+    opened: AnswerStream, head: dict[str, Any], logprobs: bool, request: Request
 ) -> AsyncIterator[str]:
     head = {**head, "object": "generation.chunk"}
     try:
-        async for chunk in pieces(opened):
+        async for chunk in opened.chunks():
             choices = [_choice(choice, logprobs) for choice in chunk["choices"]]
             choices = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
             usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}

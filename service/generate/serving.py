@@ -1,8 +1,9 @@
 """From a name to a model that answers.
 
-The database knows what exists, the backend what is loaded; nothing is remembered here, so either
-may be restarted, and the backend may unload what it likes, at any time. An adapter is loaded when
-it is asked for and not there, and called `ready` only once its canary proved it.
+The database knows what exists, the backend what is loaded; either may be restarted, and the backend
+may unload what it likes, at any time. An adapter is loaded when it is asked for and not there, and
+asked only once its canary proved it: since it was loaded, and to this process. That it was `ready`
+before says nothing about what is loaded now.
 
 JOB@STEP is what people say, but not for ever the same bytes: a job that goes on from an earlier
 checkpoint on another machine may save the step again with other last digits. So the backend knows
@@ -12,26 +13,29 @@ an adapter by JOB@STEP and its weights' digest; it can never answer from weights
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 from starlette.concurrency import run_in_threadpool
 
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.spec_errors import nearest_name
-from service.adapters.files import adapter_folder, check_weights
+from service.adapters.files import adapter_folder, check_weights, stored_file
 from service.adapters.names import find_adapter, look_up, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
+from service.generate.answers import AnswerStream
 from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
 from service.generate.backends import Backends, Bases
 from service.generate.canary import PATH, Canary
-from service.generate.files import card_of, check_files
+from service.generate.files import CARD, card_of, check_files, read_card
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
 
@@ -40,8 +44,13 @@ log = logging.getLogger(__name__)
 CANARY_TOKENS = 4
 TRIES = 3
 """Times an adapter is loaded for one request, where it is unloaded again before it can answer."""
+ENDS_SECONDS = 60.0
+"""So long a base model of which no adapter says where answers end is not looked up again."""
 _LISTED = 20
 """So many of the newest adapters are listed to somebody who named none."""
+
+_LOOKED_AT = 200
+"""Among so many of the newest adapters is looked for one of a base model."""
 
 Answer = TypeVar("Answer")
 
@@ -55,9 +64,9 @@ class Target:
     """Which serves it."""
     adapter: AdapterRow | None = None
     folder: Path | None = None
-    """Where the adapter lies."""
+    """Where the adapter lies; None where nothing is loaded from there."""
     card: Mapping[str, Any] = field(default_factory=dict)
-    """The adapter's bridge.json."""
+    """The adapter's bridge.json; of a base model, one of an adapter that was trained on it."""
 
     @property
     def name(self) -> str:
@@ -75,7 +84,11 @@ class Serving:
 
     def __init__(self, store: Store, settings: Settings, backends: Backends) -> None:
         self.store, self.settings, self.backends = store, settings, backends
-        self._proving: dict[str, asyncio.Task[None]] = {}
+        self._proving: dict[tuple[InferenceBackend, str], asyncio.Task[None]] = {}
+        self._model_cards: dict[str, Mapping[str, Any]] = {}
+        """By the digest of a whole model that is not fetched."""
+        self._base_cards: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        """By base model, with the time until which that is all that is known."""
 
     # ------------------------------------------------------------------ names
 
@@ -86,15 +99,17 @@ class Serving:
         row, folder, card = await run_in_threadpool(self._found, adapter, model, bases)
         if row is None:
             assert model is not None  # the schemas demand one of the two
-            return Target(model, await self.backends.serving(model))
-        return Target(row.base_model, await self._server(row), row, folder, card)
+            server = await self.backends.serving(model)
+            return Target(model, server, card=await self._base_card(model, server))
+        return Target(row.base_model, await self.server_of(row), row, folder, card)
 
     async def trained(self, row: AdapterRow) -> Target:
         """An adapter of the registry. Raises `ApiError` where no server can serve it."""
         files = await run_in_threadpool(self._files, row)
-        return Target(row.base_model, await self._server(row), row, *files)
+        return Target(row.base_model, await self.server_of(row), row, *files)
 
-    async def _server(self, row: AdapterRow) -> InferenceBackend:
+    async def server_of(self, row: AdapterRow) -> InferenceBackend:
+        """Who serves it. Raises `ApiError`: 409 where nobody does, 503 where that is not known."""
         return await self.backends.serving(row.name if row.is_model else row.base_model)
 
     def _found(
@@ -103,13 +118,43 @@ class Serving:
         row = self._named(adapter, model, bases)
         return (None, None, {}) if row is None else (row, *self._files(row))
 
-    def _files(self, row: AdapterRow) -> tuple[Path, Mapping[str, Any]]:
+    def _files(self, row: AdapterRow) -> tuple[Path | None, Mapping[str, Any]]:
         """The adapter's folder and its bridge.json."""
         try:
+            if row.is_model and self.settings.inference_backend == "vllm":
+                return None, self._model_card(row)  # its server was started with it
             folder = adapter_folder(row, self.store, self.settings)
         except Damaged as error:
             raise self._not_servable(row, error.message) from error
         return folder, card_of(folder)
+
+    def _model_card(self, row: AdapterRow) -> Mapping[str, Any]:
+        """A whole model's bridge.json, without its gigabytes."""
+        if (card := self._model_cards.get(row.sha256)) is None:
+            card = read_card(stored_file(row, CARD, self.store, self.settings))
+            if card:
+                self._model_cards[row.sha256] = card
+        return card
+
+    async def _base_card(self, model: str, server: InferenceBackend) -> Mapping[str, Any]:
+        """What adapters of the base model know about it, for a server that must be told."""
+        if not server.needs_ends:
+            return {}
+        until, card = self._base_cards.get(model, (0.0, {}))
+        if until < time.monotonic():
+            card = await run_in_threadpool(self._card_on, model)
+            until = math.inf if card else time.monotonic() + ENDS_SECONDS
+            self._base_cards[model] = until, card
+        return card
+
+    def _card_on(self, model: str) -> Mapping[str, Any]:
+        rows = self.store.adapters(limit=_LOOKED_AT)[0]
+        for row in [row for row in rows if row.base_model == model][:_LISTED]:
+            with contextlib.suppress(Damaged, ApiError):
+                card = read_card(stored_file(row, CARD, self.store, self.settings))
+                if card.get("end_tokens"):
+                    return card
+        return {}
 
     def _named(self, adapter: str | None, model: str | None, bases: Bases) -> AdapterRow | None:
         """None: a base model."""
@@ -172,8 +217,8 @@ class Serving:
         """The backend's whole answer."""
         return await self._ask(target, path, body, target.server.complete)
 
-    async def stream(self, target: Target, path: str, body: dict[str, Any]) -> httpx.Response:
-        """The backend's answer as an open stream."""
+    async def stream(self, target: Target, path: str, body: dict[str, Any]) -> AnswerStream:
+        """The backend's answer as it is written."""
         return await self._ask(target, path, body, target.server.stream)
 
     async def restore(self, target: Target) -> None:
@@ -187,21 +232,21 @@ class Serving:
         body: dict[str, Any],
         send: Callable[[str, dict[str, Any]], Awaitable[Answer]],
     ) -> Answer:
-        """Loads the adapter when it is new, or has been unloaded meanwhile."""
+        """Loads and proves the adapter when it is new, or has been unloaded meanwhile."""
         body = {**body, **target.server.ending(target.card), "model": target.backend_name}
         if target.adapter is None:
             try:
                 return await send(path, body)
             except NotLoaded as error:
                 raise ApiError(502, "inference_failed", error.message, param="model") from error
-        ready = target.adapter.status == "ready"
+        proved = target.server.proved
         for _ in range(TRIES):
             try:
-                if not ready:
+                if target.backend_name not in proved:
                     await self._proved(target, path, body)
                 return await send(path, body)
             except NotLoaded:
-                ready = False
+                proved.discard(target.backend_name)
         raise ApiError(
             503,
             "inference_busy",
@@ -215,11 +260,11 @@ class Serving:
     async def _proved(self, target: Target, path: str, body: dict[str, Any]) -> None:
         """Once the adapter is loaded and its canary has answered. Those who ask for it meanwhile
         wait for the same, which goes on when they hang up."""
-        name = target.backend_name
-        task = self._proving.get(name)
+        key = (target.server, target.backend_name)
+        task = self._proving.get(key)
         if task is None:
-            task = self._proving[name] = asyncio.create_task(self._prove(target, path, body))
-            task.add_done_callback(lambda _: self._proving.pop(name, None))
+            task = self._proving[key] = asyncio.create_task(self._prove(target, path, body))
+            task.add_done_callback(lambda _: self._proving.pop(key, None))
             await asyncio.shield(task)
             return
         try:
@@ -231,43 +276,45 @@ class Serving:
 
     async def _prove(self, target: Target, path: str, body: dict[str, Any]) -> None:
         """Loads the adapter and compares it with its export. What it cannot do is noted in the
-        registry.
+        registry; what the server cannot do just now is not.
 
         An adapter whose export noted no figures must write a few tokens behind the request's own
         prompt, which every tokenizer is sure to know. Raises NotLoaded if it was unloaded in
         between: that is not its own fault.
         """
-        adapter, folder, server = target.adapter, target.folder, target.server
+        adapter, server, name = target.adapter, target.server, target.backend_name
         assert adapter is not None
-        assert folder is not None
-        try:
-            await run_in_threadpool(_check_files, adapter, folder)
-            await server.load(target.backend_name, folder, adapter)
-        except LoadFailed as error:
-            raise await run_in_threadpool(self._not_servable, adapter, error.message) from error
-        canary = Canary.of(target.card, self.settings.inference_dtype)
+        server.proved.discard(name)
+        if target.folder is not None:
+            try:
+                await run_in_threadpool(_check_files, adapter, target.folder)
+                await server.load(name, target.folder, adapter)
+            except LoadFailed as error:
+                raise await run_in_threadpool(self._not_servable, adapter, error.message) from error
+        canary = Canary.of(target.card, server.dtype)
         try:
             if canary is not None:
-                asked = canary.request(target.backend_name)
-                canary.compare(await server.complete(PATH, asked))
+                canary.compare(await server.complete(PATH, canary.request(name)))
             else:
                 asked = {key: body[key] for key in body.keys() & {"model", "prompt", "messages"}}
                 asked |= {"max_tokens": CANARY_TOKENS, "temperature": 0.0}
                 await server.complete(path, asked)
         except ValueError as error:
-            await server.unload(target.backend_name)
-            raise await run_in_threadpool(self._not_servable, adapter, str(error)) from error
+            refused = await run_in_threadpool(self._not_servable, adapter, str(error))
+            with contextlib.suppress(ApiError):  # it is not asked even if it stays
+                await server.unload(name)
+            raise refused from error
         except ApiError as error:
-            fault = "cannot_generate" if canary else "inference_failed"
-            if error.code in (fault, "inference_failed"):
-                raise await run_in_threadpool(self._not_servable, adapter, error.detail) from error
-            raise  # too busy, or the prompt's own fault: says nothing about the adapter
+            if canary is None or error.code != "cannot_generate":
+                raise  # too busy, fallen over, the prompt's own fault: says nothing about it
+            raise await run_in_threadpool(self._not_servable, adapter, error.detail) from error
+        server.proved.add(name)
         if adapter.status != "ready":
-            await run_in_threadpool(self.store.mark_adapter, adapter.name, "ready")
+            await run_in_threadpool(self.store.mark_adapter, adapter, "ready")
 
     def _not_servable(self, adapter: AdapterRow, reason: str) -> ApiError:
         log.error("adapter %s cannot be served: %s", adapter.name, reason)
-        self.store.mark_adapter(adapter.name, "failed", reason)
+        self.store.mark_adapter(adapter, "failed", reason)
         return ApiError(
             502,
             "adapter_failed",

@@ -94,13 +94,16 @@ class Adapters(Database):
             return _named(session, name)
 
     def mark_adapter(
-        self, name: str, status: AdapterStatus, error: str | None = None
-    ) -> AdapterRow:
-        """Notes that the adapter has answered, or why it cannot; raises NotFound."""
+        self, adapter: AdapterRow, status: AdapterStatus, error: str | None = None
+    ) -> bool:
+        """Notes that the adapter has answered, or why it cannot. False, and nothing noted, where
+        the name is gone or means other weights by now."""
         with self.write() as session:
-            adapter = _named(session, name)
-            adapter.status, adapter.error = status, clean(error)
-            return adapter
+            row = session.get(AdapterRow, adapter.name)
+            if row is None or row.sha256 != adapter.sha256:
+                return False
+            row.status, row.error = status, clean(error)
+            return True
 
 
 def _named(session: Session, name: str) -> AdapterRow:

@@ -17,8 +17,8 @@ from fastapi.testclient import TestClient
 from bridge_engine.catalog import resolve_model
 from bridge_engine.checkpoint import publish
 from bridge_engine.spec import TrainSpec
-from service.adapters.files import WEIGHTS, adapter_folder
-from service.artifacts import ArtifactStore, Stored
+from service.adapters.files import WEIGHTS, adapter_folder, stored_file
+from service.artifacts import ArtifactStore, Damaged, Stored
 from service.artifacts.cache import ArtifactCache
 from service.settings import Settings
 from service.store import Artifact, Store
@@ -80,6 +80,21 @@ def test_an_adapter_comes_from_the_store_once_and_is_verified(
     assert (folder / WEIGHTS).read_bytes() == b"weights"
     trained.artifacts.delete(trained.stored.prefix)
     assert adapter_folder(store.adapter(trained.name), store, settings) == folder
+
+
+def test_one_file_is_fetched_alone_and_verified(
+    settings: Settings, store: Store, trained: Trained, tmp_path: Path
+) -> None:
+    published = tmp_path / "shared" / trained.stored.prefix
+    (published / WEIGHTS).unlink()
+    card = stored_file(store.adapter(trained.name), "bridge.json", store, settings)
+    assert json.loads(card) == {"template": {"kind": "plain"}}
+    assert not settings.cache_dir.exists()
+    with pytest.raises(Damaged, match="has no README"):
+        trained.artifacts.read(trained.stored, "README.md")
+    (published / "bridge.json").write_text("{}")
+    with pytest.raises(Damaged, match=r"bridge\.json is damaged"):
+        trained.artifacts.read(trained.stored, "bridge.json")
 
 
 def test_other_bytes_in_the_store_are_refused_and_named(

@@ -480,9 +480,35 @@ def test_pinned_adapters_are_loaded_before_anybody_asks_and_stay(
         httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
 
 
-def test_a_full_student_without_adapter_is_served_as_the_whole_model(
-    client: TestClient, house: House, tmp_path: Path, inference: str
+def test_a_pin_that_moves_leaves_nothing_pinned_behind(
+    settings: Settings, house: House, inference: str, whole: Path
 ) -> None:
+    def pinned() -> set[str]:
+        cards = httpx.get(f"{inference}/v1/models").json()["data"]
+        return {card["id"] for card in cards if card["pinned"]}
+
+    house.save(1, "one")
+    pinning = {"inference_url": inference, "inference_pinned": [f"{house.job}@latest"]}
+    names: list[str] = []
+    try:
+        with connect(settings.model_copy(update=pinning)) as client:
+            controller = client.app.state.controller  # type: ignore[attr-defined]
+            for step in (1, 2, 3):
+                if step == 2:
+                    house.save(2, "two")
+                elif step == 3:
+                    house.save_model(3, "whole")
+                names.append(loaded_name(house.store.adapter(f"{house.job}@{step}")))
+                client.portal.call(controller.reconcile)  # type: ignore[union-attr]
+                assert pinned() == {names[-1]}
+    finally:
+        for name in names:
+            httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
+
+
+@pytest.fixture
+def whole(house: House, tmp_path: Path) -> Path:
+    """A model that is not the base, among the house's weights."""
     import numpy as np
 
     from bridge_engine.catalog import resolve_model
@@ -502,6 +528,12 @@ def test_a_full_student_without_adapter_is_served_as_the_whole_model(
 
     publish(tmp_path / "whole", write)
     house.weights = {**house.weights, "whole": tmp_path / "whole"}
+    return tmp_path / "whole"
+
+
+def test_a_full_student_without_adapter_is_served_as_the_whole_model(
+    client: TestClient, house: House, whole: Path, inference: str
+) -> None:
     folder = house.save_model(2, "whole")
     answer = ask(client, adapter=house.job)
     assert text(answer) != text(ask(client, model="bridge-tiny"))

@@ -6,12 +6,10 @@ what is loaded, what makes room, what comes back, what is refused, and what is o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,22 @@ import pytest
 from service.generate import controller
 from service.generate.backend import loaded_name
 from service.settings import Settings
-from service.store import AdapterRow
 from tests.api.conftest import problem
 from tests.api.house import House, Served, Service
-from tests.support.fake_vllm import CANARY, PATHS, FakeVllm, logprobs_of
-
-KEY = "a key of vLLM's"
-KEPT = 2
+from tests.api.vllm_house import (
+    KEPT,
+    KEY,
+    ask,
+    asked,
+    many,
+    reconcile,
+    row,
+    save,
+    settings_for,
+    text,
+    until,
+)
+from tests.support.fake_vllm import CANARY, PATHS, FakeVllm
 
 
 @pytest.fixture
@@ -39,19 +46,7 @@ def vllm() -> FakeVllm:
 @pytest.fixture
 def served(settings: Settings, vllm: FakeVllm) -> Iterator[Settings]:
     with Served(vllm.app) as server:
-        yield _settings(settings, server.url)
-
-
-def _settings(settings: Settings, *urls: str, **more: Any) -> Settings:
-    changes = {
-        "inference_backend": "vllm",
-        "inference_url": ",".join(urls),
-        "inference_api_key": KEY,
-        "inference_max_adapters": KEPT,
-        "home": settings.home,
-        "database_url": settings.database_url,
-    }
-    return Settings(**(changes | more))
+        yield settings_for(settings, server.url)
 
 
 @pytest.fixture
@@ -64,62 +59,6 @@ def service(served: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servi
 @pytest.fixture
 def house(settings: Settings, service: Service, weights: dict[str, Path]) -> House:
     return House(settings, service.store, weights)
-
-
-def save(house: House, step: int, name: str, **more: Any) -> str:
-    """Registers an adapter with its canary; the digest of its weights, which the fake answers."""
-    folder = house.save(step, name, **more)
-    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-    card = json.loads((folder / "bridge.json").read_text())
-    card |= {"canary": {**CANARY, "logprobs": logprobs_of(digest)}, "end_tokens": [2, 3]}
-    (folder / "bridge.json").write_text(json.dumps(card))
-    return digest
-
-
-def many(house: House, count: int) -> list[str]:
-    """Adapters of steps 1 to `count`, each with bytes of its own; their digests."""
-    for number in range(1, count + 1):
-        copy = house.weights["one"].with_name(f"made{number}")
-        shutil.copytree(house.weights["one"], copy, dirs_exist_ok=True)
-        file = copy / "adapter_model.safetensors"
-        content = (house.weights["one"] / file.name).read_bytes()
-        file.write_bytes(content[:-4] + number.to_bytes(4, "little"))
-        house.weights[f"made{number}"] = copy
-    return [save(house, number, f"made{number}") for number in range(1, count + 1)]
-
-
-def ask(service: Service, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/generate", json={"prompt": "1+1?"} | body, timeout=60)
-
-
-def text(response: httpx.Response) -> str:
-    assert response.status_code == 200, response.text
-    return str(response.json()["choices"][0]["text"])
-
-
-def row(house: House, step: int) -> AdapterRow:
-    return house.store.adapter(f"{house.job}@{step}")
-
-
-def asked(vllm: FakeVllm, path: str) -> list[dict[str, Any]]:
-    return [body for at, body in vllm.asked if at == path]
-
-
-def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def reconcile(service: Service) -> None:
-    """One look of the controller."""
-    import asyncio
-
-    app = service.app
-    asyncio.run_coroutine_threadsafe(
-        app.state.controller.reconcile(), app.state.controller._loop
-    ).result(60)
 
 
 # --------------------------------------------------------------------------- what is asked
@@ -277,15 +216,15 @@ def test_a_service_that_was_restarted_knows_what_the_server_has(
         assert len(vllm.adapters) == KEPT
 
 
-def test_what_the_registry_does_not_know_is_unloaded_and_what_a_run_samples_by_is_not(
+def test_what_the_registry_does_not_know_is_unloaded_and_what_is_not_ours_stays(
     service: Service, house: House, vllm: FakeVllm
 ) -> None:
     save(house, 2, "one")
     ask(service, adapter=house.job)
-    sampling = "bridge-0123456789ab-step-000004-7"
-    vllm.adapters |= dict.fromkeys(["mine", "job_gone@3:abc", sampling], "/somewhere")
+    others = ["bridge-0123456789ab-step-000004-7", "somebody's", "mail@example.org"]
+    vllm.adapters |= dict.fromkeys(["job_gone@3:0123456789ab", *others], "/somewhere")
     reconcile(service)
-    assert set(vllm.adapters) == {loaded_name(row(house, 2)), sampling}
+    assert set(vllm.adapters) == {loaded_name(row(house, 2)), *others}
 
 
 def test_deleting_a_job_unloads_its_adapters_at_once(
@@ -320,7 +259,7 @@ def test_a_base_that_is_not_served_is_409_with_those_that_are(
     settings: Settings, weights: dict[str, Path]
 ) -> None:
     other = FakeVllm("another", key=KEY)
-    with Served(other.app) as server, Service(_settings(settings, server.url)) as service:
+    with Served(other.app) as server, Service(settings_for(settings, server.url)) as service:
         house = House(settings, service.store, weights)
         save(house, 2, "one")
         unserved = ({"adapter": house.job}, {"model": "owner/name"}, {"model": "bridge-tiny"})
@@ -339,7 +278,7 @@ def test_each_base_is_asked_of_the_server_that_has_it(
     with (
         Served(vllm.app) as one,
         Served(other.app) as two,
-        Service(_settings(settings, two.url, one.url)) as service,
+        Service(settings_for(settings, two.url, one.url)) as service,
     ):
         house = House(settings, service.store, weights)
         digest = save(house, 2, "one")
@@ -391,7 +330,7 @@ def test_a_wrong_key_or_no_server_says_what_to_set(
     with Service(served) as service:
         refused = problem(ask(service, model="bridge-tiny"), 502, "inference_misconfigured")
         assert "BRIDGE_INFERENCE_API_KEY" in refused["detail"]
-    with Service(_settings(settings, "http://127.0.0.1:1")) as service:
+    with Service(settings_for(settings, "http://127.0.0.1:1")) as service:
         for model in ("bridge-tiny", "owner/name"):
             away = ask(service, model=model)
             problem(away, 503, "inference_unreachable")

@@ -103,9 +103,21 @@ def test_vllm_takes_our_key_and_holds_the_adapters_that_we_keep() -> None:
     vllm, api = COMPOSE["services"]["vllm"], COMPOSE["services"]["api"]["environment"]
     assert vllm["environment"]["VLLM_API_KEY"] == api["BRIDGE_INFERENCE_API_KEY"]
     assert vllm["environment"]["VLLM_API_KEY"] == api["BRIDGE_VLLM_API_KEY"]
-    options = dict(word[2:].split("=") for word in vllm["command"] if "=" in word)
-    assert int(options["max-cpu-loras"]) >= Settings().inference_max_adapters
     assert "ports" not in vllm, "its key guards only a part of its routes"
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"BRIDGE_INFERENCE_DTYPE": "float16", "BRIDGE_INFERENCE_MAX_ADAPTERS": "12"}]
+)
+def test_vllm_and_the_api_agree_on_what_is_kept_and_how_it_rounds(given, monkeypatch) -> None:
+    """Adapters trained in float32 are served rounded: their canaries must know, or are refused."""
+    for key, value in COMPOSE["services"]["api"]["environment"].items():
+        monkeypatch.setenv(key, filled(value, given))
+    command = [filled(word, given) for word in COMPOSE["services"]["vllm"]["command"]]
+    options = dict(word[2:].split("=") for word in command if "=" in word)
+    assert options["dtype"] == Settings().inference_dtype
+    assert int(options["max-cpu-loras"]) == Settings().inference_max_adapters
+    assert int(options["max-cpu-loras"]) >= int(options["max-loras"])
 
 
 def test_the_api_may_be_put_in_front_of_vllm(monkeypatch) -> None:

@@ -142,8 +142,18 @@ def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None
 def test_adapter_status_is_kept(store: Store, job_id: str) -> None:
     store.append_events(job_id, 1, numbered(checkpoint(4)))
     assert store.adapter(job_id).status == "registered"
-    store.mark_adapter(f"{job_id}@4", "failed", "no answer")
+    assert store.mark_adapter(store.adapter(job_id), "failed", "no answer")
     assert (store.adapter(job_id).status, store.adapter(job_id).error) == ("failed", "no answer")
+
+
+def test_what_is_found_out_about_weights_is_not_said_of_others_of_their_name(
+    store: Store, job_id: str
+) -> None:
+    store.append_events(job_id, 1, numbered(checkpoint(4)))
+    before = store.adapter(job_id)
+    before.sha256 = "another"  # what was loaded; saved again since
+    assert not store.mark_adapter(before, "ready")
+    assert store.adapter(job_id).status == "registered"
 
 
 def test_adapter_pages(store: Store, job_id: str) -> None:

@@ -47,8 +47,21 @@ class FakeVllm:
         self.first: dict[str, str] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         """Path and body of every request that was let in."""
-        self.refusal: tuple[int, dict[str, Any]] | None = None
-        """Answers every completion."""
+        self.root = "/models/base"
+        """Where its base model lies."""
+        self.refusal: tuple[int, Any] | None = None
+        """Answers every completion; a text as it is."""
+        self.canary_refusal: tuple[int, Any] | None = None
+        """Answers those that are asked for the prompt's log-probabilities."""
+        self.canary_waits: threading.Event | None = None
+        """They wait for it."""
+        self.unload_refusal: tuple[int, Any] | None = None
+        self.hangs: threading.Event | None = None
+        """Nothing is answered until then."""
+        self.says: str | None = None
+        """Written instead of a digest."""
+        self.is_mistral = False
+        """Has Mistral's own tokenizer."""
         self.go_on: threading.Event | None = None
         """A stream waits for it behind its first chunk."""
         self.break_off = False
@@ -68,6 +81,7 @@ class FakeVllm:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": "Unauthorized"}, 401)
         self.asked.append((f"/{path}", body))
+        await _until(self.hangs)
         match path:
             case "health":
                 return Response()
@@ -76,16 +90,18 @@ class FakeVllm:
             case "v1/load_lora_adapter":
                 return self._load(body)
             case "v1/unload_lora_adapter":
+                if self.unload_refusal is not None:
+                    return _said(self.unload_refusal)
                 if self.adapters.pop(body["lora_name"], None) is None:
                     said = f"The lora adapter '{body['lora_name']}' cannot be found."
                     return _error(404, said)
                 return PlainTextResponse("Success")
             case "v1/completions" | "v1/chat/completions":
-                return self._complete(body)
+                return await self._complete(body)
         return JSONResponse({"reached": path})  # whatever else vLLM would do
 
     def _cards(self) -> list[dict[str, Any]]:
-        own = [{"id": name, "parent": None, "max_model_len": 256} for name in self.names]
+        own = [{"id": name, "parent": None, "root": self.root} for name in self.names]
         return [
             *own,
             *({"id": n, "parent": self.names[0], "root": p} for n, p in self.adapters.items()),
@@ -106,36 +122,67 @@ class FakeVllm:
         self.first.setdefault(name, digest)
         return PlainTextResponse("Success")
 
-    def _complete(self, body: dict[str, Any]) -> Response:
+    async def _complete(self, body: dict[str, Any]) -> Response:
+        name, n = body["model"], body.get("n") or 1
+        if body.get("echo"):
+            await _until(self.canary_waits)
+            if self.canary_refusal is not None:
+                return _said(self.canary_refusal)
         if self.refusal is not None:
-            return JSONResponse(self.refusal[1], self.refusal[0])
-        name = body["model"]
+            return _said(self.refusal)
         if name not in self.adapters and name not in self.names:
             return _error(404, f"The model `{name}` does not exist.")
-        text = self.first.get(name, name)
+        if body["temperature"] == 0 and n > 1:
+            return _error(400, f"n must be 1 when using greedy sampling, got {n}.")
+        if self.is_mistral and "chat_template_kwargs" in body:
+            return _error(400, "chat_template is not supported for Mistral tokenizers.")
+        text = self.says or self.first.get(name, name)
+        usage = {"prompt_tokens": 3, "completion_tokens": n, "total_tokens": 3 + n}
         if body.get("stream"):
-            return StreamingResponse(self._stream(text), media_type="text/event-stream")
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
+            counted = usage if body.get("stream_options") else None
+            return StreamingResponse(
+                self._stream(text, n, counted), media_type="text/event-stream; charset=utf-8"
+            )
+        choice: dict[str, Any] = {"text": text, "logprobs": None, "finish_reason": "stop"}
+        if "messages" in body:
+            choice["message"] = {"role": "assistant", "content": choice.pop("text")}
         if body.get("echo"):
             found = [None, *logprobs_of(text), -1.0]
             choice["logprobs"] = {"tokens": list("abcd"), "token_logprobs": found}
-        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
-        return JSONResponse({"choices": [choice], "usage": usage})
+        choices = [{**choice, "index": index} for index in range(n)]
+        return JSONResponse({"choices": choices, "usage": usage})
 
-    async def _stream(self, text: str) -> AsyncIterator[str]:
+    async def _stream(self, text: str, n: int, usage: dict[str, int] | None) -> AsyncIterator[str]:
         try:
             for place, piece in enumerate((text[:4], text[4:8], text[8:])):
-                while place and self.go_on is not None and not self.go_on.is_set():
-                    await asyncio.sleep(0.01)
+                if place:
+                    await _until(self.go_on)
                 if place and self.break_off:
                     raise ConnectionError("the process died")
-                choice = {"index": 0, "text": piece, "finish_reason": None}
-                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
-            end = {"index": 0, "text": "", "finish_reason": "stop"}
-            yield f"data: {json.dumps({'choices': [end]})}\n\ndata: [DONE]\n\n"
+                for index in range(n):
+                    yield _event([{"index": index, "text": piece, "finish_reason": None}])
+            for index in range(n):
+                yield _event([{"index": index, "text": "", "finish_reason": "stop"}])
+            if usage:
+                yield _event([], usage=usage)
+            yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.gone += 1
             raise
+
+
+async def _until(event: threading.Event | None) -> None:
+    while event is not None and not event.is_set():
+        await asyncio.sleep(0.01)
+
+
+def _event(choices: list[dict[str, Any]], **more: Any) -> str:
+    return f"data: {json.dumps({'choices': choices, **more}, ensure_ascii=False)}\n\n"
+
+
+def _said(refusal: tuple[int, Any]) -> Response:
+    status, body = refusal
+    return Response(body, status) if isinstance(body, str) else JSONResponse(body, status)
 
 
 def _error(status: int, message: str) -> JSONResponse:

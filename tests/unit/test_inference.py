@@ -442,6 +442,44 @@ def test_a_whole_model_that_was_trained_answers_as_itself_and_takes_a_bases_plac
         assert "No model lies at" in nothing.json()["error"]["message"]
 
 
+def test_a_pinned_whole_model_never_makes_room_until_its_pin_goes(house: Path) -> None:
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(bases=2))
+    with serving(app) as client:
+        whole = {"name": "J@1:abc", "path": str(house / "chatty")}
+        assert client.post("/v1/load_model", json=whole | {"pinned": True}).status_code == 200
+        for name in ("plain", "chatty", "plain"):
+            assert complete(client, name).status_code == 200
+        cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+        assert {name: card["pinned"] for name, card in cards.items()} == {
+            "J@1:abc": True,
+            "plain": False,
+        }
+        assert client.post("/v1/load_model", json=whole).status_code == 200
+        for name in ("chatty", "plain"):
+            assert complete(client, name).status_code == 200
+        assert loaded(client) == {"plain", "chatty"}
+
+
+def test_what_is_dropped_while_it_answers_takes_its_memory_until_it_has(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = bytes_of(house / "chatty", torch.float32)
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size * 3 // 2))
+    with serving(app) as client, ThreadPoolExecutor(1) as pool:
+        whole = {"name": "J@1:abc", "path": str(house / "chatty"), "pinned": True}
+        assert client.post("/v1/load_model", json=whole).status_code == 200
+        held = Held(app, monkeypatch)
+        using = pool.submit(complete, client, "J@1:abc")
+        held.waiting(1)
+        body = {"lora_name": "J@1:abc"}
+        assert client.post("/v1/unload_lora_adapter", json=body).status_code == 200
+        assert loaded(client) == set()
+        assert app.state.registry._over(size)
+        held.release()
+        assert using.result().status_code == 200
+        assert not app.state.registry._over(size)
+
+
 def test_many_adapters_leave_no_more_in_memory_than_are_kept(house: Path) -> None:
     app = create_app(lambda name: house / name, device="cpu", limits=Limits(adapters=2))
     with serving(app) as client:

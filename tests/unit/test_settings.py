@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings, explain
+from worker.process import OURS
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,13 @@ def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) ->
 def test_engine_command_is_words_or_json(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_ENGINE_COMMAND", given)
     assert Settings().engine_command == ["python", "-m", "my engine"]
+
+
+def test_no_secret_of_the_service_is_handed_to_the_engine() -> None:
+    fields = Settings.model_fields.items()
+    secrets = {f"BRIDGE_{name}".upper() for name, of in fields if of.annotation is SecretStr}
+    assert secrets
+    assert secrets <= set(OURS)
 
 
 def test_several_inference_servers_are_for_vllm_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from bridge_engine.template import (
     demonstration,
     end_tokens,
     prompt_tokens,
+    render_chat,
     resolve_template,
 )
+from service.generate.prompting import TODAY
 
 EXAMPLE = Example("e", "1+2?", "3", solution="1+2=3#3")
 CHAT = (
@@ -135,3 +137,7 @@ def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(with_bos):
     with_bos.chat_template = "{{ strftime_now('%Y') }}{{ messages[0].content }}"
     ids = prompt_tokens("?", TemplateSpec(kind="chat"), with_bos)
     assert "".join(with_bos.convert_ids_to_tokens(ids)) == "2024?"
+    with_bos.chat_template = "{{ strftime_now('%d %b %Y') }}"
+    assert render_chat([{"role": "user", "content": "?"}], with_bos) == TODAY, (
+        "the day that the gateway tells vLLM"
+    )

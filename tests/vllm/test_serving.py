@@ -211,6 +211,9 @@ def test_n_seeds_and_log_probabilities(service, house):
     ]
     alone = client.completions.create(**{**asked, "n": 1}).choices[0].logprobs.token_logprobs
     assert values == pytest.approx(alone, abs=1e-3), "none is lost where a token has no text"
+    greedy = client.completions.create(**{**asked, "temperature": 0})
+    assert [choice.index for choice in greedy.choices] == [0, 1, 2]
+    assert len({choice.text for choice in greedy.choices}) == 1
 
 
 def test_random_traffic_never_meets_the_wrong_weights_while_loaded_evicted_and_replaced(
@@ -331,7 +334,8 @@ def test_a_full_student_is_served_as_a_model_of_its_own(tmp_path, tmp_path_facto
     name = f"{house.job}@4"
     place = settings.run_dir(house.job) / "models" / "step-000004"
     log = tmp_path_factory.mktemp("vllm") / "log"
-    options = ("--served-model-name", name, "--api-key", KEY)
+    day = "{{ '" + PROMPTS[0] + "' if date_string == '26 Jul 2024' else '7' }}"
+    options = ("--served-model-name", name, "--api-key", KEY, "--chat-template", day)
     with vllm_server(place, log, *options) as url, Service(settings_for(tmp_path, url)) as service:
         answer = openai_client(service).completions.create(
             model=house.job, prompt=PROMPTS[0], max_tokens=TOKENS, temperature=0
@@ -343,6 +347,10 @@ def test_a_full_student_is_served_as_a_model_of_its_own(tmp_path, tmp_path_facto
         out = model.generate(input_ids=ids, do_sample=False, max_new_tokens=TOKENS)
         assert answer.choices[0].text == written(tokenizer, out[0, ids.shape[1] :])
         assert house.status(4) == "ready"
+        turn = {"role": "user", "content": "?"}
+        chat = {"adapter": name, "messages": [turn], "max_tokens": TOKENS}
+        told = httpx.post(f"{service.url}/generate", json=chat, timeout=60).json()
+        assert told["choices"][0]["text"] == answer.choices[0].text, "the day of training"
 
 
 def test_a_server_killed_in_a_stream_ends_it_clearly_and_gets_its_adapters_back(
