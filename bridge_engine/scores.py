@@ -28,8 +28,8 @@ __all__ = [
 
 Interval = Literal["bootstrap", "normal"]
 MOST_DRAWN = 1_000
-"""Problems above which nothing is drawn: it would take seconds, and the means of so many are as good
-as normal."""
+"""Problems above which nothing is drawn: it would take seconds, and the means of so many are nearly
+normal."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float | None:

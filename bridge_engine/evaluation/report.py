@@ -133,15 +133,15 @@ class EvaluationResult(Report):
     seconds: float
     """Of the last attempt."""
     environment: dict[str, Any]
-    """Hardware and versions."""
+    """Hardware and versions that the answers were given with."""
     benchmarks: list[SetReport]
 
 
 def set_scores(
     judged: Sequence[Judged], *, samples: int, pass_at: Sequence[int] | None, seed: int
 ) -> SetScores:
-    """The scores of one set; `pass_at` None: 1, 2, 4, … and all the samples. A k above them cannot be
-    told of this set, and is left out."""
+    """The scores of one set; `pass_at` None: 1, 2, 4, … and all the samples. A k above these cannot
+    be told of this set, and is left out."""
     asked = [one for one in judged if one.answers]
     answers = [answer for one in asked for answer in one.answers]
     reasons: dict[str, int] = defaultdict(int)

@@ -6,8 +6,8 @@ that was never used before, for a name used twice serves what its prefix cache r
 and makes the server reload them, which takes a server of one's own in development mode.
 
 A base model alone, which no set is added to, is what an `adapter` server serves anyway: nothing is
-brought. After each sync the server is probed, and what does not answer as the policy stops the run. See
-docs/vllm.md for how to start the server.
+brought. After each sync the server is probed, and what does not answer as the policy stops the run.
+See docs/vllm.md for how to start the server.
 """
 
 from __future__ import annotations

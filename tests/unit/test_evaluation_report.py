@@ -54,7 +54,8 @@ def test_a_score_that_the_samples_cannot_tell_is_not_there() -> None:
     two = scores(judged(("1", RIGHT), ("2", WRONG)), pass_at=[1, 2, 8])
     assert list(two.scores) == ["pass@1", "avg@2", "pass@2", "maj@2"]
     none = scores(
-        judged(("1", UNJUDGED), ("2", UNJUDGED)), judged((None, UNJUDGED), ("2", UNJUDGED), kind="l")
+        judged(("1", UNJUDGED), ("2", UNJUDGED)),
+        judged((None, UNJUDGED), ("2", UNJUDGED), kind="l"),
     )
     assert (none.scores, none.by_kind, none.outcomes.unjudged) == ({}, {}, 4)
     some = scores(judged(("1", RIGHT), ("2", UNJUDGED)))

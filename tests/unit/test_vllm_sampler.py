@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bridge_engine.errors import EngineError
-from bridge_engine.rollout import NativeSampler, SamplingParams, make_sampler, vllm_server
 from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.rollout import NativeSampler, SamplingParams, make_sampler, vllm_server
 from bridge_engine.rollout.probe import (
     DRAWN_TOKENS,
     EXACT,
@@ -158,12 +158,12 @@ def test_a_base_model_alone_is_sampled_under_its_own_name_and_nothing_is_brought
 
 def test_errors_name_the_field_of_the_spec_that_asked(tmp_path):
     policy = random_policy(dtype=torch.float32)
-    with pytest.raises(EngineError, match="sampling.engine: native") as caught:
+    with pytest.raises(EngineError, match=r"sampling\.engine: native") as caught:
         make_sampler(policy, (), tmp_path, EVALUATION)
     assert caught.value.param == "sampling.engine"
     sampler = VllmSampler(policy, (), EVALUATION, tmp_path, serving(policy, []))
     sampler.sync(0)
-    with pytest.raises(EngineError, match="lower sampling.max_new_tokens") as caught:
+    with pytest.raises(EngineError, match=r"lower sampling\.max_new_tokens") as caught:
         sampler.sample([[3]], SamplingParams(64, temperature=0))
     assert caught.value.param == "sampling.max_new_tokens"
 
