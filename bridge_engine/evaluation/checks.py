@@ -32,7 +32,8 @@ def read_card(folder: Path) -> AdapterCard:
     try:
         card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
         template = TemplateSpec.model_validate(card["template"])
-        return AdapterCard(card["base_model"], template, int(card["max_new_tokens"]))
+        limit = card.get("eval_max_new_tokens") or card["max_new_tokens"]
+        return AdapterCard(card["base_model"], template, int(limit))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise EngineError(
             f"the adapter in {folder} has no bridge.json that says what it is ({error}); the "

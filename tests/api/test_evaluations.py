@@ -301,6 +301,20 @@ def test_an_adapter_that_was_made_elsewhere_is_fetched_and_published_for_the_wor
     assert (elsewhere / FOLDER / "adapter_model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_run_that_went_on_elsewhere_leaves_no_answers_behind(
+    client: TestClient, settings: Settings, store: Store, worker: Worker, tmp_path: Path
+) -> None:
+    job_id = post(client)["id"]
+    worker.emit(job_id, worker.claim(job_id), ev.Phase(phase="evaluating", steps=4))
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    for name in (COMPLETIONS, "spec.json"):  # and no events: those in the database are another's
+        (run / name).write_text("{}\n")
+    artifacts = ArtifactStore(f"file://{tmp_path / 'shared'}")
+    fetch(run, store.get_job(job_id), store, artifacts, lambda work: work())
+    assert [path.name for path in run.iterdir()] == ["spec.json"]
+
+
 def test_an_evaluation_is_no_place_to_start_training_from(
     client: TestClient, settings: Settings, worker: Worker
 ) -> None:

@@ -320,7 +320,7 @@ def trained(tmp_path_factory):
             "demos": {"name": "arithmetic", "limit": 16},
             "eval": {"name": "arithmetic", "limit": 20},
         },
-        eval={"every": 0, "student_alone": False},
+        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
         optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
         runtime={"threads": 1},
     )
@@ -345,7 +345,7 @@ def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(tr
         sampling={},
     )
     (one,) = found["benchmarks"]
-    assert one["max_new_tokens"] == 24  # the adapter's own, as its template
+    assert one["max_new_tokens"] == 20  # that of its training's evaluations, as its template
     assert one["template"]["kind"] == "plain"
     pass_at_1 = one["scores"]["pass@1"]
     assert (pass_at_1["value"], pass_at_1["low"], pass_at_1["high"]) == (
