@@ -15,7 +15,7 @@ from httpx_sse import EventSource
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
 from bridge_client._download import Download
-from bridge_client._stream import BROKEN, Answer, Cursor, Patience
+from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
@@ -274,9 +274,29 @@ class AsyncClient:
         """What a finished evaluation found; `against` another one, paired problem by problem."""
         return await self._send(_core.scores(job_id, against))
 
-    async def completions(self, job_id: str) -> list[dict[str, Any]]:
-        """Every answer of a finished evaluation, a problem an item, with its verdicts."""
-        return await self._send(_core.completions(job_id))
+    async def completions(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
+        one by one, however many there are; a connection that breaks is mended."""
+        call, lines = _core.completions(job_id), Lines()
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            await response.aread()
+                        check(response)
+                        lines.begin()
+                        async for piece in response.aiter_bytes():
+                            for line in lines.take(piece):
+                                if "answers" in line:
+                                    yield line
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            await asyncio.sleep(delay)
 
     async def regrade(
         self,

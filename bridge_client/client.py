@@ -15,7 +15,7 @@ from httpx_sse import EventSource
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
 from bridge_client._download import Download
-from bridge_client._stream import BROKEN, Answer, Cursor, Patience
+from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
@@ -273,9 +273,27 @@ class Client:
         """What a finished evaluation found; `against` another one, paired problem by problem."""
         return self._send(_core.scores(job_id, against))
 
-    def completions(self, job_id: str) -> list[dict[str, Any]]:
-        """Every answer of a finished evaluation, a problem an item, with its verdicts."""
-        return self._send(_core.completions(job_id))
+    def completions(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
+        one by one, however many there are; a connection that breaks is mended."""
+        call, lines = _core.completions(job_id), Lines()
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            response.read()
+                        check(response)
+                        lines.begin()
+                        for piece in response.iter_bytes():
+                            yield from (line for line in lines.take(piece) if "answers" in line)
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            time.sleep(delay)
 
     def regrade(
         self,
