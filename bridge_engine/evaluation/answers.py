@@ -120,7 +120,7 @@ class KeptAnswers:
         self.templates: dict[int, dict[str, Any]] = {}
         """How the problems of each set became prompts, `auto` decided."""
         if not self._take(path):
-            self._write([self._head], mode="w")
+            self._write([json.dumps({"source": source})], mode="w")
 
     def __contains__(self, key: tuple[int, str]) -> bool:
         return key in self._lines
@@ -143,7 +143,8 @@ class KeptAnswers:
         each set."""
         left = dict(self._lines)
         with path.open("w", encoding="utf-8") as file:
-            file.write(f"{self._head}\n")
+            head = {"source": self.source, "environment": self.environment}
+            file.write(json.dumps(head) + "\n")
             for number, some in enumerate(judged):
                 if number in self.templates:
                     line = {"benchmark": number, "template": self.templates[number]}
@@ -173,10 +174,6 @@ class KeptAnswers:
             self._write([json.dumps({"benchmark": benchmark, "template": template})])
         new = [key for key in self._lines if key not in before]
         self._write([_line(*key, self._lines[key]) for key in new])
-
-    @property
-    def _head(self) -> str:
-        return json.dumps({"source": self.source, "environment": self.environment})
 
     def _take(self, path: Path) -> bool:
         """Takes up a file's lines; False if there are none."""
