@@ -95,6 +95,28 @@ class AsyncClient:
                 delay = again
             await asyncio.sleep(delay)
 
+    async def _pieces(
+        self, call: Call[Any], begin: Callable[[httpx.Response], None]
+    ) -> AsyncIterator[bytes]:
+        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            await response.aread()
+                        check(response)
+                        begin(response)
+                        async for piece in response.aiter_bytes():
+                            yield piece
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            await asyncio.sleep(delay)
+
     async def _all(
         self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]
     ) -> AsyncIterator[R]:
@@ -277,26 +299,11 @@ class AsyncClient:
     async def completions(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
         """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
         one by one, however many there are; a connection that breaks is mended."""
-        call, lines = _core.completions(job_id), Lines()
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            await response.aread()
-                        check(response)
-                        lines.begin()
-                        async for piece in response.aiter_bytes():
-                            for line in lines.take(piece):
-                                if "answers" in line:
-                                    yield line
-                        return
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            await asyncio.sleep(delay)
+        lines = Lines()
+        async for piece in self._pieces(_core.completions(job_id), lambda _: lines.begin()):
+            for line in lines.take(piece):
+                if "answers" in line:
+                    yield line
 
     async def regrade(
         self,
@@ -382,24 +389,10 @@ class AsyncClient:
 
         The archive's SHA-256 is verified; raises BridgeError where it is another.
         """
-        call = _core.download(name)
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            await response.aread()
-                        check(response)
-                        with Download(response, Path(to)) as download:
-                            async for chunk in response.aiter_bytes():
-                                download.write(chunk)
-                            return download.finish(unpack)
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            await asyncio.sleep(delay)
+        with Download(Path(to)) as download:
+            async for piece in self._pieces(_core.download(name), download.begin):
+                download.write(piece)
+            return download.finish(unpack)
 
     async def generate(
         self,

@@ -102,6 +102,25 @@ class Client:
                 delay = again
             time.sleep(delay)
 
+    def _pieces(self, call: Call[Any], begin: Callable[[httpx.Response], None]) -> Iterator[bytes]:
+        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            response.read()
+                        check(response)
+                        begin(response)
+                        yield from response.iter_bytes()
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
+            time.sleep(delay)
+
     def _all(self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]) -> Iterator[R]:
         """Every item of a list, page after page."""
         after: str | None = None
@@ -276,24 +295,9 @@ class Client:
     def completions(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
         one by one, however many there are; a connection that breaks is mended."""
-        call, lines = _core.completions(job_id), Lines()
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            response.read()
-                        check(response)
-                        lines.begin()
-                        for piece in response.iter_bytes():
-                            yield from (line for line in lines.take(piece) if "answers" in line)
-                        return
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            time.sleep(delay)
+        lines = Lines()
+        for piece in self._pieces(_core.completions(job_id), lambda _: lines.begin()):
+            yield from (line for line in lines.take(piece) if "answers" in line)
 
     def regrade(
         self,
@@ -372,24 +376,10 @@ class Client:
 
         The archive's SHA-256 is verified; raises BridgeError where it is another.
         """
-        call = _core.download(name)
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            response.read()
-                        check(response)
-                        with Download(response, Path(to)) as download:
-                            for chunk in response.iter_bytes():
-                                download.write(chunk)
-                            return download.finish(unpack)
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            time.sleep(delay)
+        with Download(Path(to)) as download:
+            for piece in self._pieces(_core.download(name), download.begin):
+                download.write(piece)
+            return download.finish(unpack)
 
     def generate(
         self,
