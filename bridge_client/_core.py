@@ -7,7 +7,6 @@ does any I/O but opening the file that is uploaded and looking for the service t
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import random
 import uuid
@@ -357,14 +356,9 @@ def scores(job_id: str, against: str | None) -> Call[models.Scores]:
     )
 
 
-def completions(job_id: str) -> Call[list[dict[str, Any]]]:
+def completions(job_id: str) -> Call[Any]:
     path = f"/jobs/{_segment(job_id)}/completions"
-    return Call("GET", path, _answers, timeout=GENERATE_TIMEOUT)
-
-
-def _answers(response: httpx.Response) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in response.text.split("\n") if line)
-    return [line for line in lines if "answers" in line]
+    return Call("GET", path, httpx.Response.json, timeout=GENERATE_TIMEOUT)
 
 
 def regrade(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:

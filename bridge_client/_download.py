@@ -11,6 +11,7 @@ import uuid
 import zipfile
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import httpx
 
@@ -18,18 +19,24 @@ from bridge_client.errors import BridgeError
 
 
 class Download:
-    """One try. Leaving the `with` block removes what did not arrive whole."""
+    """Leaving the `with` block removes what did not arrive whole."""
 
-    def __init__(self, response: httpx.Response, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+
+    def begin(self, response: httpx.Response) -> None:
+        """A try: what came before it is removed."""
+        self._remove()
         name = re.search(r'filename="([\w.@-]+)"', response.headers.get("content-disposition", ""))
-        self._path = folder / (name.group(1) if name else "adapter.zip")
-        self._draft = folder / f".{self._path.name}.{uuid.uuid4().hex}.part"
+        self._path = self._folder / (name.group(1) if name else "adapter.zip")
+        self._draft = self._folder / f".{self._path.name}.{uuid.uuid4().hex}.part"
         self._expected = _expected(response)
         self._digest = hashlib.sha256()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._draft.open("xb")
 
     def __enter__(self) -> Download:
-        self._draft.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._draft.open("xb")
         return self
 
     def __exit__(
@@ -38,17 +45,23 @@ class Download:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._draft.unlink(missing_ok=True)
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._draft.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """Takes a piece in."""
+        assert self._file is not None
         self._digest.update(chunk)
         self._file.write(chunk)
 
     def finish(self, unpack: bool) -> Path:
         """The archive, or the folder it was unpacked into. Raises BridgeError if it is not what the
         service said it would send."""
+        assert self._file is not None
         self._file.close()
         found = self._digest.hexdigest()
         if found != self._expected:

@@ -44,6 +44,29 @@ class Patience:
         return jittered(min(0.5 * 2**self._failures, 5.0))
 
 
+class Lines:
+    """JSON lines on their way, asked for again where they broke off: each is given once."""
+
+    def __init__(self) -> None:
+        self._given = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Another try: what comes now begins with the first line again."""
+        self._place, self._rest = 0, bytearray()
+
+    def take(self, piece: bytes) -> list[Any]:
+        """The lines that are whole with this piece, and were not given yet."""
+        self._rest += piece
+        if b"\n" not in piece:
+            return []
+        *whole, rest = self._rest.split(b"\n")
+        new = whole[max(0, self._given - self._place) :]
+        self._place += len(whole)
+        self._rest, self._given = rest, max(self._given, self._place)
+        return [json.loads(line) for line in new]
+
+
 class Answer:
     """Where a streamed generation is. Knows no sockets: both clients drive it."""
 

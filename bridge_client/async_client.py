@@ -15,7 +15,7 @@ from httpx_sse import EventSource
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
 from bridge_client._download import Download
-from bridge_client._stream import BROKEN, Answer, Cursor, Patience
+from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
@@ -93,6 +93,28 @@ class AsyncClient:
                 if again is None:
                     return call.read(response)
                 delay = again
+            await asyncio.sleep(delay)
+
+    async def _pieces(
+        self, call: Call[Any], begin: Callable[[httpx.Response], None]
+    ) -> AsyncIterator[bytes]:
+        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            await response.aread()
+                        check(response)
+                        begin(response)
+                        async for piece in response.aiter_bytes():
+                            yield piece
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
             await asyncio.sleep(delay)
 
     async def _all(
@@ -274,9 +296,14 @@ class AsyncClient:
         """What a finished evaluation found; `against` another one, paired problem by problem."""
         return await self._send(_core.scores(job_id, against))
 
-    async def completions(self, job_id: str) -> list[dict[str, Any]]:
-        """Every answer of a finished evaluation, a problem an item, with its verdicts."""
-        return await self._send(_core.completions(job_id))
+    async def completions(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
+        one by one, however many there are; a connection that breaks is mended."""
+        lines = Lines()
+        async for piece in self._pieces(_core.completions(job_id), lambda _: lines.begin()):
+            for line in lines.take(piece):
+                if "answers" in line:
+                    yield line
 
     async def regrade(
         self,
@@ -362,24 +389,10 @@ class AsyncClient:
 
         The archive's SHA-256 is verified; raises BridgeError where it is another.
         """
-        call = _core.download(name)
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            await response.aread()
-                        check(response)
-                        with Download(response, Path(to)) as download:
-                            async for chunk in response.aiter_bytes():
-                                download.write(chunk)
-                            return download.finish(unpack)
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            await asyncio.sleep(delay)
+        with Download(Path(to)) as download:
+            async for piece in self._pieces(_core.download(name), download.begin):
+                download.write(piece)
+            return download.finish(unpack)
 
     async def generate(
         self,

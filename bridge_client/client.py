@@ -15,7 +15,7 @@ from httpx_sse import EventSource
 from bridge_client import _core, specs
 from bridge_client._core import Call, Retry, check
 from bridge_client._download import Download
-from bridge_client._stream import BROKEN, Answer, Cursor, Patience
+from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
 from bridge_client.models import (
     Adapter,
@@ -100,6 +100,25 @@ class Client:
                 if again is None:
                     return call.read(response)
                 delay = again
+            time.sleep(delay)
+
+    def _pieces(self, call: Call[Any], begin: Callable[[httpx.Response], None]) -> Iterator[bytes]:
+        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
+        retry = Retry(call, self.base_url, self._retries)
+        while True:
+            try:
+                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
+                    again = retry.after_response(response)
+                    if again is None:
+                        if not response.is_success:
+                            response.read()
+                        check(response)
+                        begin(response)
+                        yield from response.iter_bytes()
+                        return
+                    delay = again
+            except httpx.TransportError as error:
+                delay = retry.after_error(error)
             time.sleep(delay)
 
     def _all(self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]) -> Iterator[R]:
@@ -273,9 +292,12 @@ class Client:
         """What a finished evaluation found; `against` another one, paired problem by problem."""
         return self._send(_core.scores(job_id, against))
 
-    def completions(self, job_id: str) -> list[dict[str, Any]]:
-        """Every answer of a finished evaluation, a problem an item, with its verdicts."""
-        return self._send(_core.completions(job_id))
+    def completions(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """Every answer of a finished evaluation, a problem an item, with its verdicts. They come
+        one by one, however many there are; a connection that breaks is mended."""
+        lines = Lines()
+        for piece in self._pieces(_core.completions(job_id), lambda _: lines.begin()):
+            yield from (line for line in lines.take(piece) if "answers" in line)
 
     def regrade(
         self,
@@ -354,24 +376,10 @@ class Client:
 
         The archive's SHA-256 is verified; raises BridgeError where it is another.
         """
-        call = _core.download(name)
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            response.read()
-                        check(response)
-                        with Download(response, Path(to)) as download:
-                            for chunk in response.iter_bytes():
-                                download.write(chunk)
-                            return download.finish(unpack)
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            time.sleep(delay)
+        with Download(Path(to)) as download:
+            for piece in self._pieces(_core.download(name), download.begin):
+                download.write(piece)
+            return download.finish(unpack)
 
     def generate(
         self,

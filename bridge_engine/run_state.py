@@ -172,6 +172,7 @@ class RunState:
             rank=0,
             template=self.template.model_dump(),
             max_new_tokens=self.spec.rollout.max_new_tokens,
+            eval_max_new_tokens=self.spec.eval.max_new_tokens,
             accuracy=progress.accuracy,
             end_tokens=list(self.policy.eos_ids),
         )

@@ -371,6 +371,11 @@ class TrainSpec(SpecModel):
         """The base model."""
         return self.model
 
+    @property
+    def rollout_field(self) -> str:
+        """The field by whose settings samplers sample."""
+        return "rollout"
+
     @field_validator("model")
     @classmethod
     def _model_is_a_name(cls, value: str) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from bridge_engine.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of, step_of
+from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.events import EventReader, Log, parse
 from bridge_engine.initial_parameters import FOLDER
 from service.artifacts import ArtifactStore, Damaged, Stored
@@ -83,9 +84,9 @@ def _went_on_elsewhere(path: Path, job_id: str, store: Store) -> bool:
 
 
 def _clear(run: Path, published: dict[str, str]) -> None:
-    """Removes the events, which the database has, and every checkpoint but those that lie in the
-    store to the same byte."""
-    for name in ("events.jsonl", "metrics.jsonl"):
+    """Removes the events, which the database has, the answers of an evaluation, which its
+    checkpoints have, and every checkpoint but those that lie in the store to the same byte."""
+    for name in ("events.jsonl", "metrics.jsonl", COMPLETIONS):
         (run / name).unlink(missing_ok=True)
     for folder in (run / "checkpoints").glob("step-*"):
         same = published.get(f"checkpoints/{folder.name}")

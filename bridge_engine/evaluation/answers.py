@@ -62,13 +62,17 @@ def case_of(example: Example, text: str) -> Case:
     return Case(example.answer, text, example.problem, example.value)
 
 
-def source_of(spec: EvaluationSpec, data: Sequence[str]) -> dict[str, Any]:
-    """All that the answers of a resolved spec depend on; `data` are the hashes of its sets."""
+def source_of(
+    spec: EvaluationSpec, data: Sequence[str], adapter_sha256: str | None = None
+) -> dict[str, Any]:
+    """All that the answers of a resolved spec depend on; `data` are the hashes of its sets, and the
+    adapter's is that of its manifest."""
     document = spec.model_dump(mode="json")
     sampling = document["sampling"]
     return {
         "model": spec.model,
-        "adapter": spec.adapter,
+        "adapter": spec.adapter and {"name": spec.adapter, "sha256": adapter_sha256},
+        "runtime.dtype": spec.runtime.dtype,
         "seed": spec.seed,
         "sampling": {k: v for k, v in sampling.items() if k not in ("batch_size", "samples")},
         "benchmarks": [
@@ -85,22 +89,38 @@ def source_of(spec: EvaluationSpec, data: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def source_of_others(
+    spec: EvaluationSpec, data: Sequence[str], path: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the same where the answers in the file `path`, another evaluation's, are judged anew; the
+    environment they were given in): how the model was loaded is the other one's affair."""
+    head = next(_lines_of(path), {})
+    theirs = head.get("source") or {}
+    source = source_of(spec, data, (theirs.get("adapter") or {}).get("sha256"))
+    source["runtime.dtype"] = theirs.get("runtime.dtype")
+    return source, head.get("environment") or {}
+
+
 class KeptAnswers:
     """The answers of a run: those that are there, and those that come."""
 
-    def __init__(self, path: Path, source: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+    ) -> None:
         """Of the file `path`, which is made if it is not there. EngineError (`spec_changed`) if it
-        holds answers to something else than `source`."""
+        holds answers to something else than `source`. `environment`: hardware and versions that
+        they are given with."""
         self.path = path
         self.source = source
+        self.environment = dict(environment or {})
         self._lines: dict[tuple[int, str], list[Answer]] = {}
         self.templates: dict[int, dict[str, Any]] = {}
         """How the problems of each set became prompts, `auto` decided."""
-        head, rest = _lines_of(path)
-        if head is None:
+        if not self._take(path):
             self._write([json.dumps({"source": source})], mode="w")
-        else:
-            self._take(head, rest, path)
 
     def __contains__(self, key: tuple[int, str]) -> bool:
         return key in self._lines
@@ -119,14 +139,20 @@ class KeptAnswers:
         self._write([_line(benchmark, one.example.id, one.answers) for one in asked])
 
     def write_graded(self, path: Path, judged: Sequence[Sequence[Judged]]) -> None:
-        """Another file of all that is here, with verdicts; `judged` are those of each set."""
+        """Another file of all that is here, with the verdicts that there are; `judged` are those of
+        each set."""
+        left = dict(self._lines)
         with path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"source": self.source}) + "\n")
+            head = {"source": self.source, "environment": self.environment}
+            file.write(json.dumps(head) + "\n")
             for number, some in enumerate(judged):
                 if number in self.templates:
                     line = {"benchmark": number, "template": self.templates[number]}
                     file.write(json.dumps(line) + "\n")
                 file.writelines(f"{line}\n" for line in graded_lines(number, some))
+                for one in some:
+                    left.pop((number, one.example.id), None)
+            file.writelines(f"{_line(*key, answers)}\n" for key, answers in left.items())
 
     def note_template(self, benchmark: int, template: Mapping[str, Any]) -> None:
         """Keeps how the problems of a set become prompts."""
@@ -141,34 +167,38 @@ class KeptAnswers:
 
     def take_from(self, path: Path) -> None:
         """Takes over what another file has and this one lacks."""
-        head, rest = _lines_of(path)
-        if head is None:
-            return
         before = set(self._lines)
-        self._take(head, rest, path)
+        if not self._take(path):
+            return
         for benchmark, template in self.templates.items():
             self._write([json.dumps({"benchmark": benchmark, "template": template})])
         new = [key for key in self._lines if key not in before]
         self._write([_line(*key, self._lines[key]) for key in new])
 
-    def _take(self, head: Mapping[str, Any], rest: Iterable[Mapping[str, Any]], at: Path) -> None:
+    def _take(self, path: Path) -> bool:
+        """Takes up a file's lines; False if there are none."""
+        lines = _lines_of(path)
+        head = next(lines, None)
+        if head is None:
+            return False
         theirs = head.get("source") or {}
         if theirs != self.source:
             now = self.source
             differing = [k for k in now if theirs.get(k) != now[k]]
             shown = "; ".join(f"{k}: {theirs.get(k)} → {now[k]}" for k in differing)
             raise EngineError(
-                f"{at} holds answers to another spec or to other problems; use another directory. "
-                f"Differences: {shown[:2000]}",
+                f"{path} holds answers to another spec or to other problems; use another "
+                f"directory. Differences: {shown[:2000]}",
                 code="spec_changed",
                 param=differing[0] if differing else None,
             )
-        for line in rest:
+        for line in lines:
             if "template" in line:
                 self.templates[line["benchmark"]] = line["template"]
                 continue
             found = [_answer(answer) for answer in line["answers"]]
             self._lines.setdefault((line["benchmark"], line["id"]), found)
+        return True
 
     def _write(self, lines: Sequence[str], mode: str = "a") -> None:
         if not lines:
@@ -199,15 +229,18 @@ def _line(benchmark: int, problem: str, answers: Sequence[Answer]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def _lines_of(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:
-    """(the first line, the others); what is not whole at the end of the file is cut off."""
+def _lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, one at a time; what is not whole at its end is cut off."""
+    whole = 0
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                yield json.loads(line)
+            else:
+                return
     except FileNotFoundError:
-        return None, iter(())
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    lines = (json.loads(line) for line in whole.splitlines())
-    return next(lines, None), lines
+        return
+    os.truncate(path, whole)

@@ -32,7 +32,8 @@ def read_card(folder: Path) -> AdapterCard:
     try:
         card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
         template = TemplateSpec.model_validate(card["template"])
-        return AdapterCard(card["base_model"], template, int(card["max_new_tokens"]))
+        limit = card.get("eval_max_new_tokens") or card["max_new_tokens"]
+        return AdapterCard(card["base_model"], template, int(limit))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise EngineError(
             f"the adapter in {folder} has no bridge.json that says what it is ({error}); the "
@@ -76,11 +77,15 @@ def check_evaluation(spec: EvaluationSpec, card: AdapterCard | None = None) -> l
             where = f"benchmarks.{number}.template.kind"
             errors += check_template(one.template, model, where)
     errors += check_attention(spec.runtime)
-    return errors or _check_samples(filled(spec, model.context, card))
+    return errors or _check_filled(fill_evaluation(spec, card))
 
 
-def _check_samples(spec: EvaluationSpec) -> list[FieldError]:
-    """What can be known once a preset has filled in the numbers."""
+def _check_filled(spec: EvaluationSpec) -> list[FieldError]:
+    """What can be known once presets and datasets have filled in what was not given."""
+    labels = spec.labels()
+    if len(set(labels)) < len(labels):
+        twice = f"a set is named twice, one of them by its default split: {', '.join(labels)}"
+        return [FieldError("benchmarks", "impossible_combination", twice)]
     most = max(spec.samples_of(one) for one in spec.benchmarks)
     if most > 1 and spec.sampling.temperature == 0:
         return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bridge_engine.evaluation.report import ProblemScore, Report
-from bridge_engine.scores import mean, paired_difference
+from bridge_engine.scores import Interval, interval_of, mean, paired_difference
 
 
 class Difference(Report):
@@ -23,6 +23,8 @@ class Difference(Report):
     low: float
     high: float
     """95 % interval of the difference, by the bootstrap over problems."""
+    interval: Interval
+    """`normal`: of so many problems that it was computed what the bootstrap tends to."""
     better: int
     """Problems that ours answers right more often."""
     worse: int
@@ -45,6 +47,7 @@ def difference(
         difference=apart,
         low=low,
         high=high,
+        interval=interval_of(len(pairs)),
         better=sum(x > y for x, y in pairs),
         worse=sum(x < y for x, y in pairs),
     )

@@ -7,34 +7,29 @@ and run again has the answers, and with them the scores, of one that was not.
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.checkpoint import newest_whole, prune, publish, set_aside, step_folder, sweep
+from bridge_engine.checkpoint import step_folder
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
-from bridge_engine.evaluation.answers import (
-    COMPLETIONS,
-    PROBLEMS,
-    Asked,
-    Judged,
-    KeptAnswers,
-    source_of,
-)
+from bridge_engine.evaluation.answers import Asked
+from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
 from bridge_engine.evaluation.report import (
     EvaluationResult,
     SetReport,
     SetScores,
-    problem_scores,
     set_scores,
 )
-from bridge_engine.evaluation.spec import EvalSet, EvaluationSpec
+from bridge_engine.evaluation.sets import AskedSet
+from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.evaluation.subject import Subject, load_subject
 from bridge_engine.events import (
     Checkpoint,
@@ -56,18 +51,18 @@ from bridge_engine.template import prompt_tokens, resolve_template
 
 SNAPSHOT_SECONDS = 300.0
 """Between checkpoints of the answers, which an artifact store takes to other machines."""
+QUIET_SECONDS = 30.0
+"""How long judging goes on before it says so: a run that says nothing counts as stuck."""
+JUDGING_SECONDS = 120.0
+"""Longest stretch of judging between two looks at the clock, unless one answer may take longer."""
+JUDGED_AT_ONCE = 32
+"""Problems between two looks at whether to stop, where their answers are there already."""
+MOST_JUDGES = 4
+"""Processes that judge side by side, where there are cores for them."""
 
 
-@dataclass
-class _Set:
-    """One set of problems and how far it is."""
-
-    number: int
-    label: str
-    ref: EvalSet
-    problems: list[Example]
-    sha256: str
-    judged: list[Judged] = field(default_factory=list)
+class _StopRequested(Exception):
+    """Unwinds a run that has been asked to stop, from wherever it is."""
 
 
 class Evaluation:
@@ -93,16 +88,22 @@ class Evaluation:
         self.world = world or World()
         self.environment = environment or {}
         self.sets = [
-            _Set(number, label, ref, problems, digest(problems))
+            AskedSet(number, label, ref, problems, digest(problems))
             for number, (label, ref) in enumerate(zip(spec.labels(), spec.benchmarks, strict=True))
             for problems in [load(ref, "eval", f"benchmarks.{number}")]
         ]
-        self.kept = self._kept()
+        self.kept = kept_answers(
+            spec, directory, [one.sha256 for one in self.sets], self.environment, self.world
+        )
         hashes = {one.label: one.sha256 for one in self.sets}
         self.world.first(lambda: accepted(hashes))
-        self.verifier = Verifier(timeout_s=spec.verifier_timeout)
+        cores = (os.cpu_count() or 1) // self.world.local_size
+        workers = max(1, min(MOST_JUDGES, cores))
+        self.verifier = Verifier(timeout_s=spec.verifier_timeout, workers=workers)
+        each = max(1, int(JUDGING_SECONDS / spec.verifier_timeout))
+        self._answers_at_once = each * workers * self.world.size
         self._sampler: Sampler | None = None
-        self._saved = time.monotonic()
+        self._saved = self._said = time.monotonic()
 
     def __enter__(self) -> Evaluation:
         return self
@@ -130,27 +131,34 @@ class Evaluation:
         if self.events.started_before:
             self.events.emit(Resume(step=self.step))
         self.events.emit(Phase(phase="evaluating", steps=self.total))
-        examiner, subject = self._examiner()
-        rounds = [list(self._rounds(one, subject, examiner)) for one in self.sets]
-        results = []
-        for one, left in zip(self.sets, rounds, strict=True):
-            one.judged = examiner.judge(
-                [self.kept.get(one.number, e) for e in one.problems if self._has(one, e)]
-            )
-            for asked in left:
-                if self.world.any(self.stop_requested()):
-                    self._save()
-                    self.events.emit(Stopped(step=self.step))
-                    return False
-                self._round(one, asked, examiner)
-            one.judged = _in_order(one)
-            results.append(self._finish(one))
+        try:
+            results = self._results()
+        except _StopRequested:
+            self._save()
+            self.events.emit(Stopped(step=self.step))
+            return False
         self._save()
         seconds = round(time.monotonic() - began, 3)
         self.events.emit(Done(step=self.step, result=self._result(results, seconds)))
         return True
 
-    def _has(self, one: _Set, example: Example) -> bool:
+    def _results(self) -> list[SetScores]:
+        examiner, subject = self._examiner()
+        rounds = [list(self._rounds(one, subject, examiner)) for one in self.sets]
+        results = []
+        for one, left in zip(self.sets, rounds, strict=True):
+            self._judge_kept(one, examiner)
+            for ask in left:
+                self._heed_stop()
+                self._round(one, ask, examiner)
+            results.append(self._finish(one))
+        return results
+
+    def _heed_stop(self) -> None:
+        if self.world.any(self.stop_requested()):
+            raise _StopRequested
+
+    def _has(self, one: AskedSet, example: Example) -> bool:
         return (one.number, example.id) in self.kept
 
     def _examiner(self) -> tuple[Examiner, Subject | None]:
@@ -183,7 +191,7 @@ class Evaluation:
         )
 
     def _rounds(
-        self, one: _Set, subject: Subject | None, examiner: Examiner
+        self, one: AskedSet, subject: Subject | None, examiner: Examiner
     ) -> Iterator[Callable[[], list[Asked]]]:
         """What is left to ask of a set, a round at a time; nothing is asked before it is called."""
         todo = [e for e in one.problems if not self._has(one, e)]
@@ -195,9 +203,14 @@ class Evaluation:
         template = resolve_template(spec.template_of(one.ref), tokenizer)
         shown_as = template.model_dump()
         self.world.first(lambda: self.kept.note_template(one.number, shown_as))
-        prompts = {e.id: prompt_tokens(e.problem, template, tokenizer) for e in todo}
+
+        def prompt(example: Example) -> list[int]:
+            return prompt_tokens(example.problem, template, tokenizer)
+
+        # the tokens of all problems at once may be more than there is memory
         room = subject.policy.context - params.max_new_tokens
-        too_long = [e for e in todo if not 0 < len(prompts[e.id]) <= room]
+        fits = [0 < len(prompt(e)) <= room for e in todo]
+        fitting, too_long = list(compress(todo, fits)), list(compress(todo, map(not_, fits)))
         if len(too_long) == len(one.problems):
             raise EngineError(
                 f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
@@ -215,13 +228,12 @@ class Evaluation:
                 )
             )
             yield lambda: [Asked(e, []) for e in too_long]
-        fitting = [e for e in todo if 0 < len(prompts[e.id]) <= room]
         at_once = max(1, spec.sampling.batch_size // samples)
         for start in range(0, len(fitting), at_once):
             some = fitting[start : start + at_once]
             yield lambda some=some: examiner.ask(  # type: ignore[misc]
                 some,
-                [prompts[e.id] for e in some],
+                [prompt(e) for e in some],
                 params,
                 samples=samples,
                 seed=spec.seed,
@@ -236,93 +248,76 @@ class Evaluation:
         assert sampling.top_p is not None
         return SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p)
 
-    def _round(self, one: _Set, ask: Callable[[], list[Asked]], examiner: Examiner) -> None:
+    def _judge_kept(self, one: AskedSet, examiner: Examiner) -> None:
+        """Judges what earlier processes, or another evaluation, have asked."""
+        there = [e for e in one.problems if self._has(one, e)]
+        for start in range(0, len(there), JUDGED_AT_ONCE):
+            some = [self.kept.get(one.number, e) for e in there[start : start + JUDGED_AT_ONCE]]
+            self._judge(one, some, examiner)
+            self._go_on(one)
+
+    def _judge(self, one: AskedSet, asked: Sequence[Asked], examiner: Examiner) -> None:
+        one.take(examiner.judge(asked, lambda: self._go_on(one), self._answers_at_once))
+
+    def _go_on(self, one: AskedSet) -> None:
+        """Amid judging, whose answers are kept: heeds a wish to stop, and says that it goes on."""
+        self._heed_stop()
+        if time.monotonic() - self._said >= QUIET_SECONDS:
+            self._emit(_standing(one), sum(each.finished for each in self.sets))
+
+    def _emit(self, figures: dict[str, float | None], step: int) -> None:
+        self.events.emit(Metric(step=step, metrics=figures))
+        self._said = time.monotonic()
+
+    def _round(self, one: AskedSet, ask: Callable[[], list[Asked]], examiner: Examiner) -> None:
         began = time.monotonic()
         asked = ask()
         sampled = time.monotonic()
         self.world.first(lambda: self.kept.add(one.number, asked))
         if not self.world.is_first:
             self.kept.remember(one.number, asked)
-        judged = examiner.judge(asked)
-        one.judged += judged
-        answers = [answer for each in judged for answer in each.answers]
-        figures = {
+        one.asked_here = True
+        self._judge(one, asked, examiner)
+        answers = [answer for each in asked for answer in each.answers]
+        figures: dict[str, float | None] = {
             "time/step": time.monotonic() - began,
             "time/sampling": sampled - began,
             "tokens": float(sum(answer.tokens for answer in answers)),
             "completions/mean_length": mean([float(a.tokens) for a in answers]),
             "completions/clipped_ratio": mean([float(a.truncated) for a in answers]),
         }
-        if len(one.judged) < len(one.problems):  # how it stands so far
-            figures[f"eval/{one.label}/pass@1"] = _so_far(one.judged)
-        self.events.emit(Metric(step=self.step, metrics=dict(figures)))
+        self._emit(figures | _standing(one), self.step)
         if self.world.any(time.monotonic() - self._saved > SNAPSHOT_SECONDS):
             self._save()
 
-    def _finish(self, one: _Set) -> SetScores:
-        """Reports a set that has been asked to its end."""
+    def _finish(self, one: AskedSet) -> SetScores:
+        """Reports a set that has been asked to its end, at the step at which it was: whoever goes
+        on after that reports the same once more."""
+        judged = one.judged
         found = set_scores(
-            one.judged,
+            judged,
             samples=self.spec.samples_of(one.ref),
             pass_at=self.spec.pass_at,
             seed=self.spec.seed,
         )
-        self.events.emit(Metric(step=self.step, metrics=_figures(one.label, found)))
-        shown_of = [each for each in one.judged if each.answers]
-        for sample in shown(
-            self.step,
-            "eval",
-            [each.example for each in shown_of],
-            [each.answers[0].text for each in shown_of],
-            [each.verdicts[0] for each in shown_of],
-        ):
-            self.events.emit(sample)
+        step = sum(len(each.problems) for each in self.sets[: one.number + 1])
+        self._emit(one.figures(found), step)
+        if one.asked_here or not self.events.started_before:
+            answered = [each for each in judged if each.answers]
+            for sample in shown(
+                step,
+                "eval",
+                [each.example for each in answered],
+                [each.answers[0].text for each in answered],
+                [each.verdicts[0] for each in answered],
+            ):
+                self.events.emit(sample)
         return found
 
-    # ------------------------------------------------------------------ what is kept
-
-    def _kept(self) -> KeptAnswers:
-        """The answers that are there: of this directory, of its newest checkpoint, or of the
-        evaluation that is graded anew. Every rank has them; rank 0 writes."""
-        source = source_of(self.spec, [one.sha256 for one in self.sets])
-        checkpoints = self.directory / "checkpoints"
-
-        def bring() -> None:
-            sweep(checkpoints)
-            folder, torn = newest_whole(checkpoints)
-            for damaged in torn:
-                set_aside(damaged)
-            kept = KeptAnswers(self.directory / COMPLETIONS, source)
-            if folder is not None:
-                kept.take_from(folder / COMPLETIONS)
-            if self.spec.completions_of is not None:
-                kept.take_from(self.directory / FOLDER / COMPLETIONS)
-
-        self.world.first(bring)
-        return KeptAnswers(self.directory / COMPLETIONS, source)
-
     def _save(self) -> None:
-        """A checkpoint: the answers, and how each problem of each set went."""
         step = self.step
         folder = self.directory / "checkpoints" / step_folder(step)
-
-        def write(temporary: Path) -> None:
-            judged = [_in_order(one) for one in self.sets]
-            self.kept.write_graded(temporary / COMPLETIONS, judged)
-            content = {
-                one.label: {
-                    "data_sha256": one.sha256,
-                    "problems": [score.model_dump() for score in problem_scores(some)],
-                }
-                for one, some in zip(self.sets, judged, strict=True)
-            }
-            (temporary / PROBLEMS).write_text(json.dumps(content, ensure_ascii=False))
-
-        def save() -> None:
-            publish(folder, write, expected_bytes=(self.directory / COMPLETIONS).stat().st_size)
-            prune(folder.parent, 2)
-
-        self.world.first(save)
+        self.world.first(lambda: save(folder, self.kept, self.sets))
         self.events.emit(Checkpoint(step=step, path=str(folder.relative_to(self.directory))))
         self._saved = time.monotonic()
 
@@ -337,7 +332,7 @@ class Evaluation:
             seed=spec.seed,
             completions_of=spec.completions_of,
             seconds=seconds,
-            environment=self.environment,
+            environment=dict(self.kept.environment),
             benchmarks=[
                 SetReport(
                     name=one.label,
@@ -355,6 +350,12 @@ class Evaluation:
         ).model_dump(mode="json")
 
 
+def _standing(one: AskedSet) -> dict[str, float | None]:
+    """How a set stands before it is finished."""
+    between = 0 < one.finished < len(one.problems)
+    return {f"eval/{one.label}/pass@1": one.so_far} if between else {}
+
+
 class _Nobody:
     """A sampler where nothing is left to sample."""
 
@@ -366,27 +367,3 @@ class _Nobody:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def _in_order(one: _Set) -> list[Judged]:
-    """What was judged so far, in the order of the set."""
-    judged = {each.example.id: each for each in one.judged}
-    return [judged[e.id] for e in one.problems if e.id in judged]
-
-
-def _so_far(judged: Sequence[Judged]) -> float:
-    values = [v.value for one in judged for v in one.verdicts if v.value is not None]
-    return mean([float(value) for value in values])
-
-
-def _figures(label: str, found: SetScores) -> dict[str, float | None]:
-    """The scores under the names that the metrics stream uses."""
-    figures: dict[str, float | None] = {}
-    for name, score in found.scores.items():
-        figures[f"eval/{label}/{name}"] = score.value
-        figures[f"eval/{label}/{name}/low"] = score.low
-        figures[f"eval/{label}/{name}/high"] = score.high
-    for name, count in found.outcomes.model_dump().items():
-        figures[f"eval/{label}/{name}"] = float(count)
-    figures[f"eval/{label}/truncation_rate"] = found.truncation_rate
-    return figures

@@ -69,10 +69,25 @@ class Examiner:
             for place, problem in enumerate(problems)
         ]
 
-    def judge(self, asked: Sequence[Asked]) -> list[Judged]:
-        """Each answer with its verdict; each rank judges its share."""
+    def judge(
+        self,
+        asked: Sequence[Asked],
+        between: Callable[[], None] = lambda: None,
+        at_once: int | None = None,
+    ) -> list[Judged]:
+        """Each answer with its verdict; each rank judges its share.
+
+        `between` is called, on every rank, whenever `at_once` answers have been judged and others
+        are left.
+        """
         cases = [case_of(one.example, answer.text) for one in asked for answer in one.answers]
-        verdicts = iter(self.verdicts(cases))
+        at_once = at_once or max(1, len(cases))
+        found: list[Verdict] = []
+        for start in range(0, len(cases), at_once):
+            if start:
+                between()
+            found += self.verdicts(cases[start : start + at_once])
+        verdicts = iter(found)
         return [
             Judged(
                 one.example,

@@ -60,6 +60,7 @@ class AdapterCard:
     base_model: str
     template: TemplateSpec
     max_new_tokens: int
+    """Longest answer in the evaluations of its training."""
 
 
 def filled(spec: EvaluationSpec, context: int, card: AdapterCard | None) -> EvaluationSpec:

@@ -6,7 +6,7 @@ can read, is not right and counts against the score, but has a number of its own
 not know the form is not a model that cannot calculate.
 
 Intervals are 95 %: Wilson's for single samples, else the bootstrap over problems, a function of the
-spec's seed. Imports no torch.
+spec's seed; of very many problems what that tends to (`bridge_engine.scores`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from pydantic import BaseModel, ConfigDict
 
 from bridge_engine.data.example import Example
 from bridge_engine.evaluation.answers import Judged
-from bridge_engine.rewards.normalise import key
-from bridge_engine.scores import bootstrap_interval, mean, pass_at_k, voted, wilson_interval
+from bridge_engine.rewards import numbers
+from bridge_engine.rewards.normalise import key, normal
+from bridge_engine.rewards.verifier import LONGEST_HERE
+from bridge_engine.scores import (
+    Interval,
+    bootstrap_interval,
+    interval_of,
+    mean,
+    pass_at_k,
+    voted,
+    wilson_interval,
+)
 
 
 class Report(BaseModel):
@@ -38,7 +48,7 @@ class Score(Report):
     high: float
     problems: int
     """Problems it is the mean of: those with enough judged answers."""
-    interval: Literal["wilson", "bootstrap"]
+    interval: Literal["wilson"] | Interval
 
 
 class Outcomes(Report):
@@ -91,7 +101,7 @@ class SetScores(Report):
     """Answers to each."""
     scores: dict[str, Score]
     """`pass@1`, with several samples their average, which is `avg@k` too; `pass@k` unbiased;
-    `maj@k`."""
+    `maj@k`. What no problem has enough judged answers for is left out."""
     outcomes: Outcomes
     reasons: dict[str, int]
     """The same by the verifier's word, the most frequent first."""
@@ -123,14 +133,15 @@ class EvaluationResult(Report):
     seconds: float
     """Of the last attempt."""
     environment: dict[str, Any]
-    """Hardware and versions."""
+    """Hardware and versions that the answers were given with."""
     benchmarks: list[SetReport]
 
 
 def set_scores(
     judged: Sequence[Judged], *, samples: int, pass_at: Sequence[int] | None, seed: int
 ) -> SetScores:
-    """The scores of one set; `pass_at` None: 1, 2, 4, … and all the samples."""
+    """The scores of one set; `pass_at` None: 1, 2, 4, … and all the samples. A k above these cannot
+    be told of this set, and is left out."""
     asked = [one for one in judged if one.answers]
     answers = [answer for one in asked for answer in one.answers]
     reasons: dict[str, int] = defaultdict(int)
@@ -141,7 +152,7 @@ def set_scores(
     if samples > 1:
         scores[f"avg@{samples}"] = scores["pass@1"]
     for k in pass_at or _powers(samples):
-        if k > 1:
+        if 1 < k <= samples:
             values = [pass_at_k(*_count(one), k) for one in asked]
             scores[f"pass@{k}"] = _bootstrapped(values, seed)
     if samples > 1:
@@ -150,7 +161,7 @@ def set_scores(
         problems=len(asked),
         left_out=len(judged) - len(asked),
         samples=samples,
-        scores=scores,
+        scores={name: score for name, score in scores.items() if score.problems},
         outcomes=_outcomes(asked),
         reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         truncation_rate=mean([float(answer.truncated) for answer in answers]),
@@ -186,23 +197,39 @@ def _pass_at_one(asked: Sequence[Judged], samples: int, seed: int) -> Score:
         return _bootstrapped([c / n for n, c in counts], seed)
     right = sum(c for _, c in counts)
     low, high = wilson_interval(right, len(counts))
-    value = right / len(counts) if counts else 0.0
+    value = mean([float(c) for _, c in counts])
     return Score(value=value, low=low, high=high, problems=len(counts), interval="wilson")
 
 
 def _bootstrapped(values: Sequence[float | None], seed: int) -> Score:
     known = [value for value in values if value is not None]
     low, high = bootstrap_interval(known, seed=seed)
-    return Score(value=mean(known), low=low, high=high, problems=len(known), interval="bootstrap")
+    return Score(
+        value=mean(known),
+        low=low,
+        high=high,
+        problems=len(known),
+        interval=interval_of(len(known)),
+    )
 
 
 def _majority(one: Judged) -> float | None:
     """Is the answer that most samples state right? None where that answer could not be judged."""
-    place = voted([None if text is None else key(text) for text in one.stated])
+    place = voted([None if text is None else _ballot(text) for text in one.stated])
     if place is None:  # no sample states any
         return None if all(v.value is None for v in one.verdicts) else 0.0
     value = one.verdicts[place].value
     return None if value is None else float(value)
+
+
+def _ballot(stated: str) -> str:
+    """What an answer is counted as: the same for answers that differ in their writing alone. The
+    longest are not taken apart outside of a killable process, as the verifier has it."""
+    if len(stated) > LONGEST_HERE:
+        return stated
+    form = normal(stated)
+    number = numbers.read(form)
+    return key(form) if number is None else str(number.value)
 
 
 def _outcomes(asked: Iterable[Judged]) -> Outcomes:
@@ -213,7 +240,7 @@ def _outcomes(asked: Iterable[Judged]) -> Outcomes:
                 found.unjudged += 1
             elif verdict.value:
                 found.right += 1
-            elif verdict.reason != "no_answer":
+            elif verdict.reason not in ("no_answer", "unreadable_answer"):
                 found.wrong += 1
             elif answer.truncated:
                 found.truncated += 1
@@ -229,7 +256,8 @@ def _by(named: Iterable[tuple[str | None, Judged]], samples: int, seed: int) -> 
             groups[name].append(one)
     if len(groups) < 2:
         return {}
-    return {name: _pass_at_one(groups[name], samples, seed) for name in sorted(groups)}
+    found = {name: _pass_at_one(groups[name], samples, seed) for name in sorted(groups)}
+    return {name: score for name, score in found.items() if score.problems}
 
 
 def _powers(samples: int) -> list[int]:

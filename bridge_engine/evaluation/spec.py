@@ -124,6 +124,11 @@ class EvaluationSpec(SpecModel):
         return self.sampling
 
     @property
+    def rollout_field(self) -> str:
+        """The field by whose settings samplers sample."""
+        return "sampling"
+
+    @property
     def base(self) -> str:
         """The base model of a resolved spec."""
         assert self.model is not None

@@ -21,6 +21,9 @@ class AdapterCard:
     template: dict[str, Any]
     """How a problem becomes a prompt (`TemplateSpec`, with `auto` decided)."""
     max_new_tokens: int
+    """Longest answer in training."""
+    eval_max_new_tokens: int | None = None
+    """Longest answer in the evaluations of its training; None: that of training."""
     accuracy: float | None = None
     """Held-out accuracy of what this is, at this step, in 0…1, where it was measured."""
     deployment: Literal["policy", "student"] = "policy"

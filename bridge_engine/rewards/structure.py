@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bridge_engine.rewards import numbers
-from bridge_engine.rewards.units import DEGREE, DOLLAR, Unit, read_unit
+from bridge_engine.rewards.units import DEGREE, DOLLAR, Unit, read_unit, with_micro
 
 _LONGEST_WITH_UNIT = 200
 DEEPEST = 8
@@ -316,6 +316,7 @@ def _signed(text: str) -> str:
 def _with_unit(text: str) -> Leaf:
     if words := _as_words(text):
         return Leaf(words, words=True)
+    text = with_micro(text)
     if (found := _TEXT_UNIT.search(text)) and found.start():
         unit = read_unit(text[found.start() :])
         body = text[: found.start()].rstrip(" \\")

@@ -67,14 +67,33 @@ _PREFIXES = {
 _PREFIXED = {"W": "watt", "Hz": "hertz", "Pa": "pascal", "J": "joule", "N": "newton",
              "V": "volt", "A": "ampere", "eV": "electronvolt"}  # fmt: skip
 _ALSO_MEGA = {"Mm": "megametre", "Mg": "megagram"}
-_SYMBOL = re.compile(rf"(?<![A-Za-z\\])([kMGmµ])({'|'.join(_PREFIXED)})(?![A-Za-z])|\bM[mg]\b")
+_ALSO_MICRO = {"m": "metre", "s": "second", "g": "gram", "L": "litre"}
+_SYMBOL = re.compile(
+    rf"(?<![A-Za-z\\])(?:([kMGmµ])({'|'.join(_PREFIXED)})|(µ)({'|'.join(_ALSO_MICRO)}))"
+    r"(?![A-Za-z])|\bM[mg]\b"
+)
 """Symbols in which a capital tells mega from milli: they are read before all else is made small."""
+_MU = re.compile(r"μ|\\mu(?![A-Za-z])\s*")
+_MICRO = re.compile(
+    rf"(?<=[\d}})])\s*(?:[µμ]\s*|\\mu\s*(?=\\text\{{))(?:\\text\{{\s*)?"
+    rf"({'|'.join([*_PREFIXED, *_ALSO_MICRO])})\s*\}}?$"
+)
+
+
+def with_micro(text: str) -> str:
+    r"""`5 µW`, with the sign or the letter, and `5\,\mu\text{W}` in one form. Before a bare letter
+    `\mu` is a letter itself.
+
+    >>> with_micro("5 μW") == with_micro(r"5 \mu\text{W}") == r"5 \text{µW}"
+    True
+    """
+    return _MICRO.sub(r" \\text{µ\1}", text)
 
 
 def _spelled(symbol: re.Match[str]) -> str:
-    if not symbol[1]:
-        return _ALSO_MEGA[symbol[0]]
-    return _PREFIXES[symbol[1]][0] + _PREFIXED[symbol[2]]
+    if symbol[1]:
+        return _PREFIXES[symbol[1]][0] + _PREFIXED[symbol[2]]
+    return "micro" + _ALSO_MICRO[symbol[4]] if symbol[3] else _ALSO_MEGA[symbol[0]]
 
 
 _define("mph", Fraction(1_609_344, 3_600_000), length=1, time=-1)
@@ -91,6 +110,10 @@ for _name in _PREFIXED.values():
 _define("kw", 1000, mass=1, length=2, time=-3)
 _define("megametre megameter", 10**6, length=1)
 _define("megagram", 1000, mass=1)
+_define("micrometre micrometer micron", Fraction(1, 10**6), length=1)
+_define("microsecond", Fraction(1, 10**6), time=1)
+_define("microgram", Fraction(1, 10**9), mass=1)
+_define("microlitre microliter", _VOLUME_M3 / 10**6, length=3)
 
 _PREPARE = (
     (re.compile(r"\\text\{([^{}]*)\}(?=\^)"), r" \1"),
@@ -132,7 +155,7 @@ def read_unit(text: str) -> Unit | None:
     >>> read_unit("MW") == read_unit("mW")
     False
     """
-    plain = _SYMBOL.sub(_spelled, text.strip()).lower()
+    plain = _SYMBOL.sub(_spelled, _MU.sub("µ", text.strip())).lower()
     for pattern, new in _PREPARE:
         plain = pattern.sub(new, plain)
     plain = re.sub(r"\s+", " ", plain).strip(" .")

@@ -5,8 +5,9 @@ that was never used before, for a name used twice serves what its prefix cache r
 (full students, and vLLM's CPU build, whose LoRA kernel is slow): each sync writes the whole weights
 and makes the server reload them, which takes a server of one's own in development mode.
 
-After each sync the server is probed, and what does not answer as the policy stops the run. See
-docs/vllm.md for how to start the server.
+A base model alone, which no set is added to, is what an `adapter` server serves anyway: nothing is
+brought. After each sync the server is probed, and what does not answer as the policy stops the run.
+See docs/vllm.md for how to start the server.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class VllmSampler:
         """Of this process: what an attempt before it called its adapters is never used again."""
         self.syncs = 0
         self.serving: str | None = None
-        """Name of the weights being served."""
+        """Name of the weights that were brought; None: none yet, or the base's own are served."""
         self.base = self.world.first(server.base)
         self.model = self.base.name
         """What requests name."""
@@ -106,14 +107,14 @@ class VllmSampler:
     ) -> VllmSampler:
         """As the operator's environment says (docs/vllm.md): BRIDGE_VLLM_URL, and if need be
         BRIDGE_VLLM_SHARED, BRIDGE_VLLM_WEIGHTS, BRIDGE_VLLM_API_KEY, BRIDGE_VLLM_TIMEOUT."""
-        url = os.environ.get("BRIDGE_VLLM_URL", "")
+        url, field = os.environ.get("BRIDGE_VLLM_URL", ""), f"{spec.rollout_field}.engine"
         if not url:
             raise EngineError(
-                "rollout.engine is vllm, and BRIDGE_VLLM_URL does not say where the server is; set "
-                "it where the engine (the worker) runs, or use rollout.engine: native",
+                f"{field} is vllm, and BRIDGE_VLLM_URL does not say where the server is; set it "
+                f"where the engine (the worker) runs, or use {field}: native",
                 code="vllm_not_configured",
                 category="infra",
-                param="rollout.engine",
+                param=field,
             )
         weights = os.environ.get("BRIDGE_VLLM_WEIGHTS") or None
         if weights is not None and weights not in get_args(Mode):
@@ -128,6 +129,7 @@ class VllmSampler:
             timeout_s=float(timeout),
             api_key=os.environ.get("BRIDGE_VLLM_API_KEY") or None,
             connections=spec.rollout.batch_size,
+            field=field,
         )
         folder = shared_folder(run_directory, os.environ.get("BRIDGE_VLLM_SHARED") or None)
         mode: Mode | None = "merged" if weights == "merged" else "adapter" if weights else None
@@ -170,12 +172,14 @@ class VllmSampler:
         """Brings the weights over; (what requests must name, the probe's distance)."""
         self.syncs += 1
         name = f"bridge-{self.token}-step-{step:06d}-{self.syncs}"
-        before = self.serving
-        self._serve(name, step, names)
-        self.serving = name
+        before, self.serving = self.serving, None
+        model = self.base.name
+        if names or self.mode == "merged":
+            self._serve(name, step, names)
+            self.serving = name
+            model = name if self.mode == "adapter" else model
         if before is not None:
             self._withdraw(before)
-        model = name if self.mode == "adapter" else self.base.name
         return model, self._probe(model, name, step, names)
 
     def _serve(self, name: str, step: int, names: tuple[str, ...]) -> None:
@@ -219,7 +223,7 @@ class VllmSampler:
                 f"sync of step {step} ({name}, {self.mode}): {wrong}; {self._advice}",
                 code="stale_weights",
                 category="infra",
-                param="rollout.engine",
+                param=f"{self.spec.rollout_field}.engine",
             )
         self.others["the last sync"] = ours_L[: len(self.prompt) - 1]
         return probe.mean_distance(scored_L, ours_L)
@@ -260,7 +264,7 @@ class VllmSampler:
     ) -> list[Completion]:
         """See `Sampler`. Every row is a request with a seed of its own, drawn from `rng`: who draws
         it, and beside whom, does not matter. At most `rollout.batch_size` are under way at once."""
-        if self.serving is None:
+        if self.syncs == 0:
             raise RuntimeError("sync() comes before sample()")
         self._check_context(prompts, params)
         total = len(prompts) * repeats
@@ -287,12 +291,13 @@ class VllmSampler:
         """vLLM cuts a completion short where the context ends, without a word."""
         needed = max(map(len, prompts)) + params.max_new_tokens
         if needed > self.base.context:
+            field = f"{self.spec.rollout_field}.max_new_tokens"
             raise EngineError(
                 f"the vLLM server at {self.server.url} takes {self.base.context} tokens, prompt "
                 f"and completion together, and {needed} are needed; start it with "
-                f"--max-model-len {needed}, or lower rollout.max_new_tokens",
+                f"--max-model-len {needed}, or lower {field}",
                 code="vllm_context",
-                param="rollout.max_new_tokens",
+                param=field,
             )
 
     def close(self) -> None:

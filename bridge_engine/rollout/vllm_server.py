@@ -47,11 +47,14 @@ class VllmServer:
         timeout_s: float = 600.0,
         api_key: str | None = None,
         connections: int = 64,
+        field: str = "rollout.engine",
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s`: longest wait for one answer; `transport` stands between, in tests."""
+        """`timeout_s`: longest wait for one answer; `field` of the spec asked for a server, and
+        errors name it; `transport` stands between, in tests."""
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self.field = field
         self.client = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_s, connect=10.0),
@@ -247,7 +250,7 @@ class VllmServer:
             "start it, or correct BRIDGE_VLLM_URL",
             code="vllm_unreachable",
             category="infra",
-            param="rollout.engine",
+            param=self.field,
             retryable=True,
         )
 

@@ -23,6 +23,9 @@ from service.store import NotFound
 
 router = APIRouter(prefix="/jobs", tags=["evaluations"])
 
+_WITHOUT_MODEL = {"device": "cpu", "attention": "auto"}
+"""The runtime of a job that loads none: it waits for no GPU."""
+
 
 def _grader(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
@@ -116,9 +119,15 @@ def regrade_job(
     asked = parse(body, Regrade) if body[0].strip() else Regrade()
     finished(source)
     changes = asked.model_dump(mode="json", exclude_none=True)
-    document = {**source.spec, "completions_of": source.id, **changes}
+    document = {
+        **source.spec,
+        "completions_of": source.id,
+        "runtime": {**source.spec["runtime"], **_WITHOUT_MODEL},
+        "resources": {**source.spec["resources"], "gpus": 0},
+        **changes,
+    }
     row, created = submit.create(
-        submit.parsed(document, store, settings),
+        submit.asked_for(document),
         store,
         settings,
         idempotency_key=idempotency_key,

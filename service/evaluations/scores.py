@@ -33,7 +33,7 @@ class Comparison(BaseModel):
     model: str
     adapter: str | None
     benchmarks: dict[str, Difference]
-    """By the set's name; sets of which both know no problem are left out."""
+    """By our set's name; sets of which both know no problem are left out."""
     settings: dict[str, tuple[Any, Any]]
     """What was set otherwise, ours and theirs: such a difference is not the models' alone."""
 
@@ -57,10 +57,11 @@ def compared(job: JobRow, other: JobRow, store: Store, settings: Settings) -> Sc
     finished(other, "against")
     ours, theirs = scores(job), scores(other)
     mine, their = (_of_problems(checkpoint_folder(j, store, settings)) for j in (job, other))
+    pairs = _pairs(ours.benchmarks, theirs.benchmarks)
     found = {
-        name: apart
-        for name in mine
-        if name in their and (apart := difference(mine[name], their[name], seed=ours.seed))
+        one.name: apart
+        for one, another in pairs
+        if (apart := difference(mine[one.name], their[another.name], seed=ours.seed))
     }
     if not found:
         sets = ", ".join(their) or "no set"
@@ -73,7 +74,7 @@ def compared(job: JobRow, other: JobRow, store: Store, settings: Settings) -> Sc
                 model=theirs.model,
                 adapter=theirs.adapter,
                 benchmarks=found,
-                settings=_settings(ours, theirs, list(found)),
+                settings=_settings(ours, theirs, [p for p in pairs if p[0].name in found]),
             )
         }
     )
@@ -84,17 +85,23 @@ def _of_problems(folder: Path) -> dict[str, list[ProblemScore]]:
     return {name: _problems.validate_python(each["problems"]) for name, each in content.items()}
 
 
-def _settings(ours: Scores, theirs: Scores, names: list[str]) -> dict[str, tuple[Any, Any]]:
+def _pairs(ours: list[SetReport], theirs: list[SetReport]) -> list[tuple[SetReport, SetReport]]:
+    """The sets of both. The split stands in a label only where an evaluation has several."""
+    known = {(_set_name(one), one.split): one for one in theirs}
+    return [(one, known[key]) for one in ours if (key := (_set_name(one), one.split)) in known]
+
+
+def _set_name(one: SetReport) -> str:
+    return one.name.removesuffix(f":{one.split}")
+
+
+def _settings(
+    ours: Scores, theirs: Scores, sets: list[tuple[SetReport, SetReport]]
+) -> dict[str, tuple[Any, Any]]:
     pairs: dict[str, tuple[Any, Any]] = {
         name: (getattr(ours, name), getattr(theirs, name)) for name in _OF_THE_JOB
     }
-    mine, their = (_by_name(one.benchmarks) for one in (ours, theirs))
-    for name in names:
+    for one, another in sets:
         for field in _OF_A_SET:
-            pair = getattr(mine[name], field), getattr(their[name], field)
-            pairs[f"benchmarks.{name}.{field}"] = pair
+            pairs[f"benchmarks.{one.name}.{field}"] = getattr(one, field), getattr(another, field)
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _by_name(benchmarks: list[SetReport]) -> dict[str, SetReport]:
-    return {one.name: one for one in benchmarks}

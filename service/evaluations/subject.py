@@ -14,6 +14,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.evaluation.presets import AdapterCard
 from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.initial_parameters import FOLDER
 from bridge_engine.spec_errors import FieldError
 from service.adapters.files import adapter_folder
 from service.adapters.names import look_up, nearest
@@ -35,10 +36,11 @@ class Beginning:
 
 
 def located(
-    spec: EvaluationSpec, store: Store, settings: Settings
+    spec: EvaluationSpec, store: Store, settings: Settings, source: JobRow | None = None
 ) -> tuple[EvaluationSpec, Beginning]:
     """The spec with the adapter's name for ever, and what it begins with.
 
+    A fork of the evaluation `source` begins with what that one has, whatever became of the adapter.
     Raises `ApiError` 422 where there is no such adapter or evaluation, 503 where the artifact store
     does not answer.
     """
@@ -46,13 +48,25 @@ def located(
         return spec, Beginning(_answers(spec, store, settings))
     if spec.adapter is None:
         return spec, Beginning()
-    adapter = _adapter(spec.adapter, store)
+    name, folder = spec.adapter, _copy_of(spec.adapter, source, store, settings)
     try:
-        folder = adapter_folder(adapter, store, settings)
+        if folder is None:
+            adapter = _adapter(name, store)
+            name, folder = adapter.name, adapter_folder(adapter, store, settings)
+        if not folder.is_dir():
+            gone = f"the files of adapter {name} were deleted; name another one"
+            raise _refusal("adapter", "adapter_gone", gone, name)
         card = read_card(folder)
     except (Damaged, EngineError) as error:
-        raise _refusal("adapter", "adapter_damaged", error.message, adapter.name) from None
-    return spec.model_copy(update={"adapter": adapter.name}), Beginning(folder, card)
+        raise _refusal("adapter", "adapter_damaged", error.message, name) from None
+    return spec.model_copy(update={"adapter": name}), Beginning(folder, card)
+
+
+def _copy_of(name: str, source: JobRow | None, store: Store, settings: Settings) -> Path | None:
+    """The adapter of this name as an evaluation of it has it; None if `source` is none."""
+    if source is None or source.spec.get("adapter") != name or source.spec["completions_of"]:
+        return None
+    return initial.brought(source.id, FOLDER, store, settings)
 
 
 def finished(job: JobRow, param: str | None = None) -> None:

@@ -88,7 +88,7 @@ def fork_job(
     belongs to this job's project unless the header names another."""
     request = fork.requested(body)
     row, created = submit.create(
-        fork.forked(source, request, store, settings),
+        fork.forked(source, request),
         store,
         settings,
         idempotency_key=idempotency_key,

@@ -12,8 +12,7 @@ from bridge_engine.spec_errors import FieldError
 from service.body import parse
 from service.errors import invalid_fields
 from service.jobs import submit
-from service.settings import Settings
-from service.store import JobRow, Store
+from service.store import JobRow
 
 Priority = Annotated[int, Field(ge=-100, le=100)]
 
@@ -41,8 +40,8 @@ def requested(body: tuple[bytes, str]) -> ForkRequest:
     return parse(body, ForkRequest) if body[0].strip() else ForkRequest()
 
 
-def forked(source: JobRow, request: ForkRequest, store: Store, settings: Settings) -> JobSpec:
-    """The new job's spec, names looked up and defaults filled in. `ApiError` 422 if it cannot run.
+def forked(source: JobRow, request: ForkRequest) -> JobSpec:
+    """The new job's spec. `ApiError` 422 if it is none.
 
     Its `init` is where it starts from, the checkpoint's step as it was asked for.
     """
@@ -52,7 +51,7 @@ def forked(source: JobRow, request: ForkRequest, store: Store, settings: Setting
             why = "an evaluation has no parameters to start from; leave from_checkpoint out"
             raise invalid_fields([FieldError("from_checkpoint", "not_a_training_job", why)])
         document["init"] = {"job": source.id, "step": request.from_checkpoint}
-    return submit.parsed(document, store, settings)
+    return submit.asked_for(document)
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactsUnavailable
 from service.artifacts.removal import remove
-from service.body import read_body
+from service.body import read_body, read_object
 from service.context import LARGEST_INT, TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import ApiError, responses
 from service.jobs import events, figures, initial, submit
@@ -148,9 +148,10 @@ def create_job(
 
     The body is JSON or YAML. A spec that cannot run is refused with every field at fault.
     """
-    spec = submit.resolved(body, store, settings)
+    spec = submit.asked_for(read_object(body, allow_yaml=True))
     if dry_run:
         response.status_code = 200
+        spec = submit.resolved(spec, store, settings)
         if isinstance(spec, TrainSpec) and spec.init is not None:
             spec, _ = initial.resolve(spec, store, settings)
         dumped = spec.model_dump(mode="json", by_alias=True)

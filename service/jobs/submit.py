@@ -10,7 +10,6 @@ from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.job_spec import InvalidSpec, JobSpec, check, fill, parse_spec
 from bridge_engine.spec import TrainSpec
 from bridge_engine.spec_errors import FieldError
-from service.body import read_object
 from service.errors import invalid_fields
 from service.evaluations import estimate as evaluation_estimate
 from service.evaluations import subject
@@ -21,32 +20,36 @@ from service.store import JobRow, NotFound, Store, StoreUnavailable, new_id
 from service.store.models import DEFAULT_PROJECT
 
 
-def resolved(body: tuple[bytes, str], store: Store, settings: Settings) -> JobSpec:
-    """The spec in the body. `ApiError` 400, 413 or 415 when it cannot be read; 422 with every field
-    at fault when it cannot run."""
-    return parsed(read_object(body, allow_yaml=True), store, settings)
-
-
-def parsed(document: dict[str, Any], store: Store, settings: Settings) -> JobSpec:
-    """The spec in a document of fields, with every default filled in; `ApiError` 422 with every
-    field at fault when it cannot run."""
+def asked_for(document: dict[str, Any]) -> JobSpec:
+    """The spec in a document of fields, as it was given; `ApiError` 422 with every field at fault
+    when it is none."""
     try:
-        spec = parse_spec(document)
+        return parse_spec(document)
     except InvalidSpec as error:
         raise invalid_fields(error.errors) from None
-    card = None
+
+
+def resolved(spec: JobSpec, store: Store, settings: Settings) -> JobSpec:
+    """The spec with every default filled in, names looked up; `ApiError` 422 with every field at
+    fault when it cannot run."""
+    return _resolved(spec, store, settings)[0]
+
+
+def _resolved(
+    spec: JobSpec, store: Store, settings: Settings, source: JobRow | None = None
+) -> tuple[JobSpec, subject.Beginning]:
+    beginning = subject.Beginning()
     if isinstance(spec, EvaluationSpec):
-        spec, beginning = subject.located(spec, store, settings)
-        card = beginning.card
-    errors = check(spec, card)
-    if isinstance(spec, TrainSpec) and (uploaded := _check_uploaded_demos(spec, store)):
-        # the engine looked at the first row alone
-        errors = [*uploaded, *(e for e in errors if e.code != "no_solutions")]
-    if errors:
-        raise invalid_fields(errors)
+        spec, beginning = subject.located(spec, store, settings, source)
     try:
-        return fill(spec, card)
-    except EngineError as error:  # a dataset that went away between the two looks
+        errors = check(spec, beginning.card)
+        if isinstance(spec, TrainSpec) and (uploaded := _check_uploaded_demos(spec, store)):
+            # the engine looked at the first row alone
+            errors = [*uploaded, *(e for e in errors if e.code != "no_solutions")]
+        if errors:
+            raise invalid_fields(errors)
+        return fill(spec, beginning.card), beginning
+    except EngineError as error:  # a dataset that went away between two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
 
@@ -62,22 +65,23 @@ def create(
     source: JobRow | None = None,
     param: str = "init.step",
 ) -> tuple[JobRow, bool]:
-    """Queues a job of a resolved spec; False if a request with this key has made it before.
+    """Queues a job of a spec as it was given; False if a request with this key has made it before.
 
     One that starts from a checkpoint (`spec.init`), from an adapter or from another evaluation's
     answers gets a copy of it first. `source` is the job it is forked from, and `param` what the
-    step was given by.
+    step was given by. `ApiError` 422 when it cannot run.
     """
+    # by its names as they were given: what they stand for may be another one now, or gone
     request: object = spec.model_dump(mode="json", by_alias=True)
     if source is not None:
         request = {"fork": source.id, "spec": request}
     if first := store.same_request(idempotency_key, request):
         return first, False
+    spec, beginning = _resolved(spec, store, settings, source)
     job_id = new_id("job")
     run = settings.run_dir(job_id)
     forked_from: tuple[str, int | None] | None = (source.id, None) if source is not None else None
     if isinstance(spec, EvaluationSpec):
-        spec, beginning = subject.located(spec, store, settings)
         if beginning.folder is not None:
             param = "adapter" if spec.completions_of is None else "completions_of"
             initial.put(beginning.folder, run, param)

@@ -55,6 +55,17 @@ def trained(settings: Settings, worker: Worker, job: str) -> str:
     return f"{job}@2"
 
 
+def replace_adapter(settings: Settings, worker: Worker, store: Store, trained: str) -> None:
+    """What becomes of an adapter's job: it saves a better one, and the old one's files go."""
+    job = trained.partition("@")[0]
+    event = worker.checkpoint(4, accuracy=0.9)
+    old, new = (settings.run_dir(job) / f"adapters/step-00000{n}" for n in (2, 4))
+    shutil.copytree(old, new)
+    shutil.rmtree(old)
+    event.sha256 = sha256_of(new / "adapter_model.safetensors")
+    worker.emit(job, store.get_job(job).attempt, event)
+
+
 def post(client: TestClient, **changes: Any) -> dict[str, Any]:
     response = client.post("/jobs", json={**EVAL, **changes})
     assert response.status_code == 201, response.text
@@ -63,7 +74,12 @@ def post(client: TestClient, **changes: Any) -> dict[str, Any]:
 
 
 def finish(
-    settings: Settings, worker: Worker, job_id: str, rights: list[int], limit: int = 24
+    settings: Settings,
+    worker: Worker,
+    job_id: str,
+    rights: list[int],
+    limit: int = 24,
+    label: str = "arithmetic",
 ) -> None:
     """What a worker and its engine leave of an evaluation in which these problems went so."""
     store, attempt = worker.store, worker.claim(job_id)
@@ -74,7 +90,7 @@ def finish(
     ]
 
     def write(folder: Path) -> None:
-        content = {"arithmetic": {"problems": [one.model_dump() for one in scores]}}
+        content = {label: {"problems": [one.model_dump() for one in scores]}}
         (folder / PROBLEMS).write_text(json.dumps(content))
         lines = [{"source": {}}, *({"id": one.id, "answers": []} for one in scores)]
         (folder / COMPLETIONS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -86,7 +102,7 @@ def finish(
         job_id,
         attempt,
         ev.Phase(phase="evaluating", steps=step),
-        ev.Metric(step=step, metrics={"eval/arithmetic/pass@1": share}),
+        ev.Metric(step=step, metrics={f"eval/{label}/pass@1": share}),
         ev.Checkpoint(step=step, path=path),
     )
     result = EvaluationResult(
@@ -100,7 +116,7 @@ def finish(
         environment={"device": "cpu"},
         benchmarks=[
             SetReport(
-                name="arithmetic",
+                name=label,
                 split="dev",
                 data_sha256="0" * 64,
                 temperature=0.0,
@@ -188,6 +204,7 @@ def test_a_dry_run_tells_what_it_would_cost(client: TestClient, store: Store) ->
         ({"sampling": {"max_new_tokens": 256}}, "sampling.max_new_tokens", "longer_than_context"),
         ({"template": {"kind": "chat"}}, "template.kind", "no_chat_template"),
         ({"pass_at": [2]}, "pass_at", "too_few_samples"),
+        ({"benchmarks": ["arithmetic", "arithmetic/dev"]}, "benchmarks", "impossible_combination"),
         ({"method": "rl"}, "method", "unknown_field"),
         ({"runtime": {"device": "cpu"}, "resources": {"gpus": 1}}, "resources.gpus", None),
     ],
@@ -219,6 +236,41 @@ def test_an_adapter_is_named_for_ever_and_lies_in_the_run_directory(
     assert post(client, adapter="good")["spec"]["adapter"] == trained
 
 
+@pytest.mark.parametrize("name", ["{job}@latest", "{job}@best", "{job}", "good", "{job}@2"])
+def test_a_request_that_is_sent_again_makes_no_other_job_whatever_the_name_means_now(
+    client: TestClient, settings: Settings, worker: Worker, store: Store, trained: str, name: str
+) -> None:
+    client.put("/adapters/aliases/good", json={"adapter": trained})
+    body = {**EVAL, "adapter": name.format(job=trained.partition("@")[0])}
+    headers = {"Idempotency-Key": "once"}
+    made = client.post("/jobs", json=body, headers=headers).json()
+    assert made["spec"]["adapter"] == trained
+    replace_adapter(settings, worker, store, trained)
+    client.put("/adapters/aliases/good", json={"adapter": trained.replace("@2", "@4")})
+    again = client.post("/jobs", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (201, made["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"
+    other = client.post("/jobs", json={**body, "seed": 1}, headers=headers)
+    problem(other, 409, "idempotency_key_reused")
+
+
+def test_an_evaluation_can_be_forked_when_its_adapter_is_gone(
+    client: TestClient, settings: Settings, worker: Worker, store: Store, trained: str
+) -> None:
+    made = post(client, adapter=trained)
+    replace_adapter(settings, worker, store, trained)
+    gone = client.post("/jobs", json={**EVAL, "adapter": trained})
+    assert problem(gone, 422, "adapter_gone")["param"] == "adapter"
+    forked = client.post(f"/jobs/{made['id']}/fork", json={"overrides": {"seed": 3}})
+    assert forked.status_code == 201, forked.text
+    assert forked.json()["spec"]["adapter"] == trained
+    folder = settings.run_dir(forked.json()["id"]) / FOLDER
+    assert is_whole(folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+    other = {"overrides": {"adapter": trained.replace("@2", "@4")}}
+    assert client.post(f"/jobs/{made['id']}/fork", json=other).status_code == 201
+
+
 def test_an_adapter_of_another_base_is_refused(client: TestClient, trained: str) -> None:
     asked = {**EVAL, "adapter": trained, "model": "smollm2-135m-instruct"}
     body = problem(client.post("/jobs", json=asked), 422, "wrong_base")
@@ -247,6 +299,20 @@ def test_an_adapter_that_was_made_elsewhere_is_fetched_and_published_for_the_wor
     fetch(elsewhere, store.get_job(made["id"]), store, artifacts, lambda work: work())
     assert is_whole(elsewhere / FOLDER)
     assert (elsewhere / FOLDER / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_run_that_went_on_elsewhere_leaves_no_answers_behind(
+    client: TestClient, settings: Settings, store: Store, worker: Worker, tmp_path: Path
+) -> None:
+    job_id = post(client)["id"]
+    worker.emit(job_id, worker.claim(job_id), ev.Phase(phase="evaluating", steps=4))
+    run = settings.run_dir(job_id)
+    run.mkdir(parents=True)
+    for name in (COMPLETIONS, "spec.json"):  # and no events: those in the database are another's
+        (run / name).write_text("{}\n")
+    artifacts = ArtifactStore(f"file://{tmp_path / 'shared'}")
+    fetch(run, store.get_job(job_id), store, artifacts, lambda work: work())
+    assert [path.name for path in run.iterdir()] == ["spec.json"]
 
 
 def test_an_evaluation_is_no_place_to_start_training_from(
@@ -318,10 +384,22 @@ def test_two_evaluations_are_compared_problem_by_problem(
     assert problem(early, 422, "evaluation_not_finished")["param"] == "against"
 
 
+def test_sets_are_compared_by_what_they_are_however_they_are_labelled(
+    client: TestClient, settings: Settings, worker: Worker
+) -> None:
+    ours, theirs = (post(client)["id"] for _ in range(2))
+    finish(settings, worker, ours, [1, 1, 0, 1], label="arithmetic:dev")
+    finish(settings, worker, theirs, [0, 1, 0, 0], limit=48)
+    found = client.get(f"/jobs/{ours}/scores", params={"against": theirs}).json()["against"]
+    assert found["benchmarks"]["arithmetic:dev"]["difference"] == 0.5
+    assert found["settings"] == {"benchmarks.arithmetic:dev.max_new_tokens": [24, 48]}
+
+
 def test_answers_are_graded_anew_as_an_evaluation_of_its_own(
     client: TestClient, settings: Settings, worker: Worker, store: Store
 ) -> None:
-    made = post(client, name="first")
+    on_gpu = {"device": "cuda", "attention": "flash_attention_2", "stall_seconds": 9.0}
+    made = post(client, name="first", runtime=on_gpu, resources={"gpus": 1})
     early = client.post(f"/jobs/{made['id']}/regrade")
     problem(early, 409, "evaluation_not_finished")
     finish(settings, worker, made["id"], [1, 0])
@@ -332,6 +410,9 @@ def test_answers_are_graded_anew_as_an_evaluation_of_its_own(
     again = response.json()
     assert again["spec"]["completions_of"] == made["id"]
     assert again["spec"]["grader"]["name"] == "exact"
+    runtime = again["spec"]["runtime"]  # no model is loaded: it waits for no GPU
+    assert (runtime["device"], runtime["stall_seconds"]) == ("cpu", 9.0)
+    assert (again["spec"]["resources"]["gpus"], again["queue"]) == (0, "cpu")
     assert again["forked_from"] == {"job": made["id"], "step": None}
     assert (settings.run_dir(again["id"]) / FOLDER / COMPLETIONS).is_file()
     once_more = client.post(f"/jobs/{made['id']}/regrade", json=body, headers=headers)
@@ -345,6 +426,8 @@ def test_answers_are_graded_anew_as_an_evaluation_of_its_own(
     shutil.rmtree(settings.run_dir(made["id"]))
     gone = client.post(f"/jobs/{made['id']}/regrade")
     problem(gone, 409, "completions_gone")
+    once_more = client.post(f"/jobs/{made['id']}/regrade", json=body, headers=headers)
+    assert once_more.json()["id"] == again["id"]
 
 
 def test_scores_stand_in_the_card_of_the_adapter(

@@ -107,7 +107,7 @@ def test_an_adapter_is_evaluated_compared_and_graded_anew_with_the_command_line(
     again = evaluated("regrade", ours["job_id"], "-o", "json")
     assert again["completions_of"] == ours["job_id"]
     assert again["benchmarks"] == ours["benchmarks"]
-    assert len(client.completions(again["job_id"])) == 10
+    assert len(list(client.completions(again["job_id"]))) == 10
     shown = house.bridge("eval", "show", ours["job_id"]).stdout
     assert f"pass@1  {100 * score['value']:.1f} %" in shown
     evaluation = client.job(ours["job_id"])

@@ -7,6 +7,7 @@ from math import comb
 import pytest
 import torch
 
+from bridge_engine.checkpoint import MANIFEST
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation import job as job_page
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
@@ -228,6 +229,75 @@ def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_
     assert f"{one['left_out']} problems left out" in warning.message
 
 
+def test_what_the_answers_depend_on_beside_the_spec_is_looked_at_too(
+    undisturbed, trained, tmp_path
+):
+    shutil.copytree(undisturbed[0], tmp_path / "dtype")
+    with pytest.raises(EngineError) as changed:
+        evaluation(tmp_path / "dtype", runtime={"threads": 1, "dtype": "bfloat16"})
+    assert (changed.value.code, changed.value.param) == ("spec_changed", "runtime.dtype")
+    folder = trained[0] / "adapters" / "step-000002"
+    with evaluation(tmp_path / "adapter", adapter=folder):
+        pass  # its directory says of which adapter it is
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / MANIFEST).write_text((again / MANIFEST).read_text() + " ")  # another, of this name
+    with pytest.raises(EngineError) as other:
+        evaluation(tmp_path / "adapter", adapter=again)
+    assert (other.value.code, other.value.param) == ("spec_changed", "adapter")
+
+
+def test_a_set_that_is_finished_is_reported_once_and_at_its_own_step(tmp_path):
+    sets = [{"name": "arithmetic", "split": split, "limit": 4} for split in ("dev", "test")]
+    changes = {"benchmarks": sets, "sampling": {"max_new_tokens": 8, "batch_size": 2}}
+    stops = iter([False, False, False, True])
+    with evaluation(tmp_path, stop=lambda: next(stops), **changes) as made:
+        assert not made.run()  # in the second set
+    with evaluation(tmp_path, **changes) as made:
+        assert made.run()
+    final = [
+        (event.step, name)
+        for event in events(tmp_path, "metric")
+        for name in event.metrics
+        if name.endswith("/right")
+    ]
+    assert set(final) == {(4, "eval/arithmetic:dev/right"), (8, "eval/arithmetic:test/right")}
+    shown = [(event.step, event.problem) for event in events(tmp_path, "sample")]
+    assert len(shown) == len(set(shown)) == 8
+
+
+def test_judging_that_takes_long_is_heard_of_and_heeds_a_stop_without_losing_answers(
+    undisturbed, tmp_path, monkeypatch
+):
+    for name, value in {"QUIET_SECONDS": 0.0, "JUDGED_AT_ONCE": 4, "JUDGING_SECONDS": 0.1}.items():
+        monkeypatch.setattr(job_page, name, value)
+    folder, before = undisturbed
+    shutil.copytree(next((folder / "checkpoints").iterdir()), tmp_path / "init")
+    changes = {"completions_of": "job_1"}
+    asked_to = iter([False] * 12 + [True])  # three answers to each problem, one verdict at a time
+    monkeypatch.setattr(job_page, "MOST_JUDGES", 1)
+    with evaluation(tmp_path, stop=lambda: next(asked_to), **changes) as made:
+        assert not made.run()
+    assert [e.step for e in events(tmp_path, "metric")] == [0] * 11 + [4]
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert lines(checkpoint / COMPLETIONS) == lines(folder / COMPLETIONS)  # judged or not
+    again = run(tmp_path, **changes)
+    assert again["benchmarks"] == before["benchmarks"]
+
+
+def test_answers_that_are_judged_anew_are_of_the_environment_they_were_given_in(
+    undisturbed, tmp_path
+):
+    shutil.copytree(next((undisturbed[0] / "checkpoints").iterdir()), tmp_path / "init")
+    answers = tmp_path / "init" / COMPLETIONS
+    head, rest = answers.read_text().split("\n", 1)
+    there = {"device": "NVIDIA H100", "torch": "2.13.0"}
+    answers.write_text(json.dumps({**json.loads(head), "environment": there}) + "\n" + rest)
+    elsewhere = {"threads": 1, "dtype": "bfloat16", "device": "cpu"}
+    again = run(tmp_path, completions_of="job_1", runtime=elsewhere)
+    assert again["environment"] == there
+
+
 def test_two_splits_of_one_set_have_figures_of_their_own(tmp_path):
     sets = [{"name": "arithmetic", "split": split, "limit": 3} for split in ("dev", "test")]
     found = run(tmp_path, benchmarks=sets, sampling={"max_new_tokens": 16})
@@ -255,7 +325,7 @@ def train(folder, **changes):
             "demos": {"name": "arithmetic", "limit": 16},
             "eval": {"name": "arithmetic", "limit": 20},
         },
-        eval={"every": 0, "student_alone": False},
+        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
         optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
         runtime={"threads": 1},
         **changes,
@@ -281,7 +351,7 @@ def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(tr
         sampling={},
     )
     (one,) = found["benchmarks"]
-    assert one["max_new_tokens"] == 24  # the adapter's own, as its template
+    assert one["max_new_tokens"] == 20  # that of its training's evaluations, as its template
     assert one["template"]["kind"] == "plain"
     pass_at_1 = one["scores"]["pass@1"]
     assert (pass_at_1["value"], pass_at_1["low"], pass_at_1["high"]) == (

@@ -8,7 +8,14 @@ from fractions import Fraction
 
 import pytest
 
-from bridge_engine.scores import bootstrap_interval, mean, paired_difference, pass_at_k, voted
+from bridge_engine.scores import (
+    bootstrap_interval,
+    interval_of,
+    mean,
+    paired_difference,
+    pass_at_k,
+    voted,
+)
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -47,6 +54,29 @@ def test_the_bootstrap_agrees_with_the_normal_approximation_and_its_seed() -> No
     assert bootstrap_interval(values, seed=0) == (low, high) != bootstrap_interval(values, seed=1)
     assert bootstrap_interval([1.0] * 9, seed=0) == (1.0, 1.0)
     assert bootstrap_interval([], seed=0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.004, 0.999])
+def test_many_problems_have_the_interval_that_drawing_them_would_give(share: float) -> None:
+    """Against the exact quantiles of what the bootstrap draws: a binomial number of right ones."""
+    n = 5_000
+    right = round(share * n)
+    assert (interval_of(n), interval_of(500)) == ("normal", "bootstrap")
+    chances = (
+        math.exp(
+            math.log(math.comb(n, count))
+            + count * math.log(share)
+            + (n - count) * math.log(1 - share)
+        )
+        for count in range(n + 1)
+    )
+    below = list(itertools.accumulate(chances))
+    low, high = bootstrap_interval([1.0] * right + [0.0] * (n - right), seed=0)
+    for bound, tail in ((low, 0.025), (high, 0.975)):
+        exact = next(count for count, chance in enumerate(below) if chance >= tail)
+        assert bound * n == pytest.approx(exact, abs=1.0)  # a count, which is whole
+    assert bootstrap_interval([0.5] * n, seed=0) == (0.5, 0.5)
+    assert bootstrap_interval([1.0] * 2 + [0.0] * n, seed=0)[0] == 0.0  # never below the lowest
 
 
 def test_runs_on_the_same_problems_are_compared_problem_by_problem() -> None:

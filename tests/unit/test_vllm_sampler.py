@@ -3,6 +3,7 @@
 The server here is a script of answers; a real one is in tests/vllm.
 """
 
+import json
 import socket
 
 import httpx
@@ -10,9 +11,17 @@ import pytest
 import torch
 
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.rollout import NativeSampler, SamplingParams, make_sampler, vllm_server
-from bridge_engine.rollout.probe import DRAWN_TOKENS, EXACT, ROUNDED, mismatch, probe_prompt
-from bridge_engine.rollout.vllm import shared_folder
+from bridge_engine.rollout.probe import (
+    DRAWN_TOKENS,
+    EXACT,
+    ROUNDED,
+    mismatch,
+    probe_prompt,
+    trainer_logprobs,
+)
+from bridge_engine.rollout.vllm import VllmSampler, shared_folder
 from bridge_engine.rollout.vllm_server import ATTEMPTS, VllmServer
 from bridge_engine.spec import TrainSpec
 from tests.support.tiny import random_policy, tiny_spec
@@ -94,6 +103,69 @@ def test_two_runs_never_share_a_folder_on_a_shared_disk(tmp_path):
     assert one != other
     assert one == shared_folder(tmp_path / "a", str(tmp_path / "shared"))
     assert shared_folder(tmp_path / "a", None) == tmp_path / "a" / "vllm"
+
+
+# --------------------------------------------------------------------------- of a base alone
+
+EVALUATION = EvaluationSpec.model_validate(
+    {
+        "kind": "eval",
+        "model": "bridge-tiny",
+        "benchmarks": "arithmetic",
+        "sampling": {"engine": "vllm", "max_new_tokens": 4},
+        "runtime": {"dtype": "float32", "device": "cpu"},
+    }
+)
+
+
+def serving(policy, asked):
+    """A server of the policy's base; `asked` gets the path and the model of every request."""
+
+    def answer(request):
+        path, body = request.url.path, json.loads(request.read() or b"{}")
+        asked.append((path, body.get("model")))
+        if path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "served", "max_model_len": 64}]})
+        if path != "/v1/completions":
+            return httpx.Response(404, json={"error": "no adapters here"})
+        if "prompt_logprobs" in body:
+            scored = trainer_logprobs(policy, (), body["prompt"]).tolist()
+            marked = [
+                {str(token): {"logprob": p}}
+                for token, p in zip(body["prompt"][1:], scored, strict=True)
+            ]
+            return httpx.Response(200, json={"choices": [{"prompt_logprobs": [None, *marked]}]})
+        drawn = [5] * body["max_tokens"]
+        whole = [*body["prompt"], *drawn]
+        ours = trainer_logprobs(policy, (), whole)[-len(drawn) :].tolist()
+        choice = {"token_ids": drawn, "logprobs": {"token_logprobs": ours}}
+        return httpx.Response(200, json={"choices": [{**choice, "finish_reason": "length"}]})
+
+    return server(answer)
+
+
+def test_a_base_model_alone_is_sampled_under_its_own_name_and_nothing_is_brought(tmp_path):
+    policy, asked = random_policy(dtype=torch.float32), []
+    sampler = VllmSampler(policy, (), EVALUATION, tmp_path / "vllm", serving(policy, asked))
+    assert sampler.sync(0)["vllm/probe"] < 1e-5
+    (completion,) = sampler.sample([[3, 4]], GREEDY)
+    assert completion.tokens == [5] * 4
+    sampler.close()
+    assert {path for path, _ in asked} == {"/v1/models", "/v1/completions"}
+    assert {model for path, model in asked if path == "/v1/completions"} == {"served"}
+    assert not (tmp_path / "vllm").exists()
+
+
+def test_errors_name_the_field_of_the_spec_that_asked(tmp_path):
+    policy = random_policy(dtype=torch.float32)
+    with pytest.raises(EngineError, match=r"sampling\.engine: native") as caught:
+        make_sampler(policy, (), tmp_path, EVALUATION)
+    assert caught.value.param == "sampling.engine"
+    sampler = VllmSampler(policy, (), EVALUATION, tmp_path, serving(policy, []))
+    sampler.sync(0)
+    with pytest.raises(EngineError, match=r"lower sampling\.max_new_tokens") as caught:
+        sampler.sample([[3]], SamplingParams(64, temperature=0))
+    assert caught.value.param == "sampling.max_new_tokens"
 
 
 # --------------------------------------------------------------------------- the wire
