@@ -24,6 +24,8 @@ UNVERIFIED = {
     "olympiadbench/2045": "its gold answer is t(0,4], as in the source, which is no mathematics",
 }
 """id: why it does not verify in some notation."""
+IN_TIME = {"minerva_math/112"}
+"""What verifies where the machine has the time."""
 
 
 @pytest.mark.skipif("BRIDGE_DATA_DIR" not in os.environ, reason="BRIDGE_DATA_DIR names no data")
@@ -50,4 +52,5 @@ def test_gold_answers_equal_themselves_in_other_notations(name: str) -> None:
     }
     unknown = {i: found for i, found in failed.items() if i not in UNVERIFIED}
     assert not unknown, unknown
-    assert set(failed) == {i for i in UNVERIFIED if i in ids}, "some verify by now: take them out"
+    verified = {i for i in UNVERIFIED if i in ids and i not in failed}
+    assert verified <= IN_TIME, "some verify by now: take them out"
