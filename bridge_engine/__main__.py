@@ -1,7 +1,6 @@
 """`python -m bridge_engine`."""
 
-import sys
-
+from bridge_engine.ranks import leave
 from bridge_engine.run import main
 
-sys.exit(main())
+leave(main())

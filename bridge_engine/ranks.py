@@ -12,9 +12,10 @@ A `World` is what one process needs of all this, which is nothing, and imports n
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from bridge_engine.events import EventWriter, Failed
 from bridge_engine.metrics import Metrics
@@ -125,8 +126,22 @@ def stretch(count: int, rank: int, size: int) -> slice:
 
 def join() -> World:
     """The processes that torchrun (or whoever set RANK and WORLD_SIZE) started with this one."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _is_rank():
         return World()
     from bridge_engine.process_group import Ranks
 
     return Ranks()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process, a rank at once: the threads of torch and gloo may still be there when the
+    interpreter is taken apart around them, and a run that is done must not end by SIGABRT."""
+    if _is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _is_rank() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1

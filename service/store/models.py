@@ -210,6 +210,8 @@ class JobRow(Row):
     @property
     def adapter(self) -> str | None:
         """Name of the adapter to use: the best measured one, else the newest, else None."""
+        if self.kind != "train":
+            return None
         step = self.best_step if self.best_step is not None else self.checkpoint_step
         if not self._exports_adapters and step not in (self.best_step, self.total_steps):
             return None  # whole models are written at the best and at the last step alone
@@ -217,9 +219,7 @@ class JobRow(Row):
 
     @property
     def _exports_adapters(self) -> bool:
-        """An evaluation has none, a full student only where the spec asks for one."""
-        if self.kind != "train":
-            return False
+        """A full student has one only where the spec asks for it."""
         full = self.spec.get("student", {}).get("form") == "full"
         return not full or self.spec.get("export", {}).get("svd_rank") is not None
 

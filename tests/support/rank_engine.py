@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from bridge_engine.errors import EngineError
-from bridge_engine.ranks import join
+from bridge_engine.ranks import join, leave
 from bridge_engine.rewards import Verifier
 from bridge_engine.run import main, run
 
@@ -59,4 +59,4 @@ def each(folders):
 
 Verifier.judge = judge
 if __name__ == "__main__":
-    sys.exit(each(sys.argv[2:]) if sys.argv[1] == "each" else main())
+    leave(each(sys.argv[2:]) if sys.argv[1] == "each" else main())

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from bridge_engine.methods import METHODS
-from bridge_engine.ranks import join
+from bridge_engine.ranks import join, leave
 from tests.support.resume import assert_resumes_bitwise
 
 if __name__ == "__main__":
@@ -19,3 +19,4 @@ if __name__ == "__main__":
             assert_resumes_bitwise(Path(sys.argv[1]) / method, method, interruptions, world)
             if world.is_first:
                 print(method, flush=True)
+    leave(0)

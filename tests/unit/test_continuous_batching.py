@@ -299,16 +299,20 @@ def test_weights_that_are_not_numbers_are_refused(
         read_lora(tmp_path / "nan", batch.routing.shapes, "cpu", torch.float32)
 
 
-def test_who_hangs_up_leaves_the_batch(batch: Batch, tokenizer: Any) -> None:
+def test_who_hangs_up_leaves_the_batch(
+    batch: Batch, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_end_ids", frozenset())  # it would write on for a minute
+
     async def run() -> None:
-        made = Generation(batch, None, tokenizer("1+1?")["input_ids"], SamplingParams(1000))
+        made = Generation(batch, None, tokenizer("1+1?")["input_ids"], SamplingParams(20_000))
         scheduler = Scheduler(4)
         try:
             scheduler.submit(made)
             while not scheduler.figures()["running"]:
                 await asyncio.sleep(0.005)
             scheduler.cancel(made)
-            for _ in range(600):
+            for _ in range(200):
                 if not scheduler.figures()["running"]:
                     return
                 await asyncio.sleep(0.05)

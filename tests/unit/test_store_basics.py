@@ -93,19 +93,26 @@ def test_urls_as_people_write_them_get_the_driver() -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "best", "reached", "adapter"),
+    ("kind", "student", "best", "reached", "adapter"),
     [
-        ({"form": "lora"}, None, 4, "j@4"),
-        ({"form": "full"}, None, 4, None),
-        ({"form": "full"}, 2, 4, "j@2"),
-        ({"form": "full"}, None, 9, "j@9"),
-        ({"form": "full"}, None, None, None),
+        ("train", {"form": "lora"}, None, 4, "j@4"),
+        ("train", {"form": "full"}, None, 4, None),
+        ("train", {"form": "full"}, 2, 4, "j@2"),
+        ("train", {"form": "full"}, None, 9, "j@9"),
+        ("train", {"form": "full"}, None, None, None),
+        ("eval", {}, None, 9, None),
     ],
 )
 def test_a_jobs_adapter_is_the_best_or_the_newest_and_a_whole_model_where_one_is_written(
-    student: dict[str, str], best: int | None, reached: int | None, adapter: str | None
+    kind: str, student: dict[str, str], best: int | None, reached: int | None, adapter: str | None
 ) -> None:
-    """Whole models are, at the best and at the last step."""
-    spec = {"student": student}
-    row = JobRow(id="j", spec=spec, best_step=best, checkpoint_step=reached, total_steps=9)
+    """Whole models are, at the best and at the last step; an evaluation has nothing to use."""
+    row = JobRow(
+        id="j",
+        kind=kind,
+        spec={"student": student},
+        best_step=best,
+        checkpoint_step=reached,
+        total_steps=9,
+    )
     assert row.adapter == adapter
