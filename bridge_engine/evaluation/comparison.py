@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bridge_engine.evaluation.report import ProblemScore, Report
-from bridge_engine.scores import Interval, interval_of, mean, paired_difference
+from bridge_engine.scores import PairedInterval, mean, paired_difference
 
 
 class Difference(Report):
@@ -22,9 +22,10 @@ class Difference(Report):
     """ours − theirs, in −1…1."""
     low: float
     high: float
-    """95 % interval of the difference, by the bootstrap over problems."""
-    interval: Interval
-    """`normal`: of so many problems that it was computed what the bootstrap tends to."""
+    """95 % interval of the difference."""
+    interval: PairedInterval
+    """By what: `tango` where a problem counts 0 or 1 in each, or the difference is the same on all;
+    else the bootstrap over problems, or `normal`, which is what that of very many tends to."""
     better: int
     """Problems that ours answers right more often."""
     worse: int
@@ -39,7 +40,7 @@ def difference(
     if not pairs:
         return None
     a, b = [x for x, _ in pairs], [y for _, y in pairs]
-    apart, (low, high) = paired_difference(a, b, seed=seed)
+    apart, low, high, how = paired_difference(a, b, seed=seed)
     return Difference(
         problems=len(pairs),
         ours=mean(a),
@@ -47,7 +48,7 @@ def difference(
         difference=apart,
         low=low,
         high=high,
-        interval=interval_of(len(pairs)),
+        interval=how,
         better=sum(x > y for x, y in pairs),
         worse=sum(x < y for x, y in pairs),
     )
