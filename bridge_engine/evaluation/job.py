@@ -22,6 +22,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
 from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
+from bridge_engine.evaluation.presets import remark
 from bridge_engine.evaluation.report import (
     EvaluationResult,
     SetReport,
@@ -131,6 +132,9 @@ class Evaluation:
         if self.events.started_before:
             self.events.emit(Resume(step=self.step))
         self.events.emit(Phase(phase="evaluating", steps=self.total))
+        said = remark(self.spec)
+        if said is not None and not self.events.started_before:
+            self.events.emit(Log(message=said))
         try:
             results = self._results()
         except _StopRequested:
