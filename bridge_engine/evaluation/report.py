@@ -82,6 +82,8 @@ class Asking(Report):
     max_new_tokens: int
     template: dict[str, Any]
     """How a problem became a prompt."""
+    prompt: str | None = None
+    """Its first problem as the model read it, chat template and all; None: it was not kept."""
 
 
 class SetScores(Report):
@@ -122,6 +124,8 @@ class EvaluationResult(Report):
     grader: dict[str, Any]
     """Its name and options, and the `version` of its rules."""
     seed: int
+    engine: str = "native"
+    """What sampled: `native` or `vllm`."""
     completions_of: str | None
     """The evaluation whose answers were judged anew."""
     seconds: float

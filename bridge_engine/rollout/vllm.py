@@ -300,6 +300,10 @@ class VllmSampler:
                 param=field,
             )
 
+    def software(self) -> dict[str, str]:
+        """See `Sampler`."""
+        return {"vllm": self.world.first(self.server.version)}
+
     def close(self) -> None:
         """Takes the served adapter away, where the server still answers, and its files."""
         if self.serving is not None and self.world.is_first:
