@@ -99,7 +99,7 @@ def _how(one: Mapping[str, Any]) -> str:
 def _where(scores: Scores) -> str:
     grader, made = scores.grader, scores.environment
     versions = ", ".join(
-        f"{name} {made[name]}" for name in ("torch", "transformers") if name in made
+        f"{name} {made[name]}" for name in ("torch", "transformers", "vllm") if name in made
     )
     device = made.get("device")
     if device == "cpu" and made.get("processor"):

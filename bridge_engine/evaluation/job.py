@@ -373,5 +373,8 @@ class _Nobody:
     def sample(self, *_: object, **__: object) -> list[Any]:
         raise AssertionError("every problem has its answers")
 
+    def software(self) -> dict[str, str]:
+        return {}
+
     def close(self) -> None:
         """Nothing is held."""
