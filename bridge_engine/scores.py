@@ -53,6 +53,8 @@ def pass_at_k(n: int, c: int, k: int) -> float | None:
         raise ValueError(f"pass@k wants 0 <= c <= n and k >= 1; n={n}, c={c}, k={k}")
     if k > n:
         return None
+    if k == 1:  # exactly
+        return c / n
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))

@@ -67,6 +67,8 @@ class ProblemScore(Report):
     """Of problem and answer, the first sixteen digits: the same id may be another problem."""
     judged: int
     right: int
+    majority: float | None = None
+    """Of several samples: is the answer that most of them state right? None: nobody can tell."""
 
 
 class Asking(Report):
@@ -170,9 +172,15 @@ def set_scores(
 
 
 def problem_scores(judged: Iterable[Judged]) -> list[ProblemScore]:
-    """What paired comparisons are made of: judged and right answers of each problem."""
+    """What paired comparisons are made of: how each problem went."""
     return [
-        ProblemScore(id=one.example.id, sha256=_mark(one.example), judged=n, right=c)
+        ProblemScore(
+            id=one.example.id,
+            sha256=_mark(one.example),
+            judged=n,
+            right=c,
+            majority=_majority(one) if len(one.answers) > 1 else None,
+        )
         for one in judged
         if one.answers
         for n, c in [_count(one)]
