@@ -146,7 +146,7 @@ def filled(
 def remark(spec: EvaluationSpec) -> str | None:
     """What whoever asks by the preset of this resolved spec should know; None: nothing."""
     template = spec.template
-    if spec.preset != "luffy" or spec.adapter is not None:
+    if spec.preset != "luffy" or spec.adapter or spec.completions_of:
         return None
     if template is None or template.kind == "plain" or template.system is not None:
         return None

@@ -118,6 +118,7 @@ def test_who_asks_as_luffy_does_is_told_where_its_policies_prompt_stands() -> No
     assert "--set template.system=@FILE" in said
     assert remark(resolved("luffy", CARD)) is None
     assert remark(resolved("luffy", chat=False)) is None
+    assert remark(resolved("luffy", completions_of="job_1")) is None
     assert remark(resolved("luffy", template={"system": "Think."})) is None
     assert remark(resolved("qwen2.5-math")) is None
 
