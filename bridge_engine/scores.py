@@ -94,10 +94,10 @@ def paired_difference(
 ) -> tuple[float, float, float, PairedInterval]:
     """(mean difference, low, high, how) of two runs on the same problems, in order; values in 0…1.
 
-    Where problems went alike, better by 1 or worse by 1, the 95 % interval is Tango's, which is to
-    such pairs what Wilson's is to one share. Else problems are drawn, unless the difference is the
-    same on all of them, which drawing would call certain: then Tango's of so many better (or worse)
-    problems as make up that difference.
+    Where each problem went alike in both, or better or worse by 1, the 95 % interval is Tango's,
+    which is to such pairs what Wilson's is to one share. Else problems are drawn, unless the
+    difference is the same on all of them, which drawing would call certain: then Tango's of so many
+    better (or worse) problems as make up that difference.
 
     ValueError where they are not as many: only what both were asked can be compared.
     """
@@ -125,7 +125,8 @@ def tango_interval(better: float, worse: float, total: int) -> tuple[float, floa
         """Is this difference further away than the score test allows?"""
         b = (2 * total - better + worse) * difference - better - worse
         c = -worse * difference * (1.0 - difference)
-        likeliest = (math.sqrt(b * b - 8 * total * c) - b) / (4 * total)  # share that got worse
+        root = math.sqrt(max(0.0, b * b - 8 * total * c))  # of 0 or more, but for rounding
+        likeliest = (root - b) / (4 * total)  # share that got worse
         variance = 2 * likeliest + difference * (1.0 - difference)
         return (better - worse - total * difference) ** 2 > Z95 * Z95 * total * variance
 
