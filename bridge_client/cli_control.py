@@ -79,7 +79,11 @@ def fork(
     job_id: JobArgument,
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set steps=50."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a field, e.g. --set steps=50; KEY=@FILE: to a file's text.",
+        ),
     ] = None,
     from_checkpoint: Annotated[
         Optional[str],  # noqa: UP045

@@ -42,7 +42,11 @@ evaluations = typer.Typer(
 
 SettingsOption = Annotated[
     Optional[list[str]],  # noqa: UP045 - Typer reads the annotation at run time
-    typer.Option("--set", metavar="KEY=VALUE", help="Any field, e.g. --set sampling.batch_size=8."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any field, e.g. --set sampling.batch_size=8; KEY=@FILE: a file's text.",
+    ),
 ]
 DetachOption = Annotated[
     bool, typer.Option("--detach", "-d", help="Print the job's id and do not wait for its end.")

@@ -47,7 +47,11 @@ def submit(
     spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.", metavar="SPEC")],
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045 - Typer reads the annotation at run time
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set steps=50."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a field, e.g. --set steps=50; KEY=@FILE: to a file's text.",
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Follow the job to its end.")

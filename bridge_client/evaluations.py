@@ -51,6 +51,7 @@ def compare(scores: Scores) -> None:
     rows = [
         [
             escape(name),
+            score,
             percent(one["ours"]),
             percent(one["theirs"]),
             _points(one["difference"]),
@@ -58,9 +59,10 @@ def compare(scores: Scores) -> None:
             str(one["problems"]),
             f"{one['better']} / {one['worse']}",
         ]
-        for name, one in against.get("benchmarks", {}).items()
+        for name, first in against.get("benchmarks", {}).items()
+        for score, one in {"pass@1": first, **against.get("others", {}).get(name, {})}.items()
     ]
-    columns = ["SET", "OURS", "THEIRS", "DIFFERENCE", "95 %", "PROBLEMS", "BETTER / WORSE"]
+    columns = ["SET", "SCORE", "OURS", "THEIRS", "DIFFERENCE", "95 %", "PROBLEMS", "BETTER / WORSE"]
     output.table(columns, rows)
     for name, (mine, their) in against.get("settings", {}).items():
         output.err().print(escape(f"set otherwise: {name} is {mine!r} here and {their!r} there"))
@@ -99,7 +101,7 @@ def _how(one: Mapping[str, Any]) -> str:
 def _where(scores: Scores) -> str:
     grader, made = scores.grader, scores.environment
     versions = ", ".join(
-        f"{name} {made[name]}" for name in ("torch", "transformers") if name in made
+        f"{name} {made[name]}" for name in ("torch", "transformers", "vllm") if name in made
     )
     device = made.get("device")
     if device == "cpu" and made.get("processor"):

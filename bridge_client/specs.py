@@ -47,20 +47,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(spec: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """A copy of the spec with each `dotted.key=value` applied; values are read as YAML."""
+    """A copy of the spec with each `dotted.key=value` applied; values are read as YAML, and
+    `dotted.key=@FILE` is the text of a file, less the line end at its end."""
     result: dict[str, Any] = _copy(spec)
     for setting in settings:
         key, equals, text = setting.partition("=")
         path = key.strip().split(".")
         if not equals or not all(path):
             raise SpecError(f"--set {setting}: write it as key=value, e.g. --set steps=50")
-        try:
-            value = load_yaml(text)
-        except yaml.YAMLError as error:
-            why = getattr(error, "problem", None) or error
-            raise SpecError(
-                f"--set {key}: {text[:60]!r} cannot be read as YAML ({str(why)[:200]})"
-            ) from error
+        # no YAML value begins with an @ that is not quoted
+        value = _text_of(key, text[1:]) if text.startswith("@") else _value_of(key, text)
         _put(result, path, value)
     return result
 
@@ -74,6 +70,28 @@ def problems(spec: dict[str, Any]) -> list[FieldError]:
     except InvalidSpec as error:
         return error.errors
     return []
+
+
+def _value_of(key: str, text: str) -> Any:
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or error
+        raise SpecError(
+            f"--set {key}: {text[:60]!r} cannot be read as YAML ({str(why)[:200]})"
+        ) from error
+
+
+def _text_of(key: str, name: str) -> str:
+    try:
+        text = Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(
+            f"--set {key}: cannot read the file {name[:100]!r} ({str(reason)[:100]}); a text that "
+            "begins with @ is written in quotes, '\"@…\"'"
+        ) from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _copy(value: Any) -> Any:

@@ -13,7 +13,7 @@ import transformers
 import bridge_engine
 from bridge_engine.catalog import resolve_model
 from bridge_engine.job_spec import JobSpec
-from bridge_engine.loading import resolve_device
+from bridge_engine.loading import resolve_device, resolve_dtype
 from bridge_engine.policy import SMALL_MODEL
 from bridge_engine.ranks import World
 
@@ -42,6 +42,7 @@ def configure(spec: JobSpec, world: World | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "dtype": str(resolve_dtype(spec.runtime, device)).removeprefix("torch."),
         "threads": threads,
         "processes": world.size,
     }

@@ -11,7 +11,7 @@ Z95 = 1.959963984540054
 """97.5th percentile of the standard normal."""
 
 
-def wilson_interval(right: int, total: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(right: float, total: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (95 % by default); (0, 1) where nothing was judged.
 
     Unlike the normal approximation it stays inside 0…1 and does not collapse at 0 or all right.

@@ -13,23 +13,33 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal
 
-from bridge_engine.evaluate import wilson_interval
+from bridge_engine.evaluate import Z95, wilson_interval
 
 __all__ = [
+    "Z95",
     "Interval",
+    "PairedInterval",
     "bootstrap_interval",
-    "interval_of",
     "mean",
+    "mean_interval",
     "paired_difference",
     "pass_at_k",
+    "tango_interval",
     "voted",
     "wilson_interval",
 ]
 
-Interval = Literal["bootstrap", "normal"]
+Drawn = Literal["bootstrap", "normal"]
+Interval = Literal["wilson", "bootstrap", "normal"]
+"""How the interval of a score came about; `normal` is what the bootstrap of very many problems
+tends to, with the skewness of their values heeded."""
+PairedInterval = Literal["tango", "bootstrap", "normal"]
+"""The same of a difference."""
 MOST_DRAWN = 1_000
 """Problems above which nothing is drawn: it would take seconds, and the means of so many are nearly
 normal."""
+ALIKE = 1e-9
+"""Values no further apart are the same: thirds do not add up to the last bit."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float | None:
@@ -43,6 +53,8 @@ def pass_at_k(n: int, c: int, k: int) -> float | None:
         raise ValueError(f"pass@k wants 0 <= c <= n and k >= 1; n={n}, c={c}, k={k}")
     if k > n:
         return None
+    if k == 1:  # exactly
+        return c / n
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
@@ -64,44 +76,97 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, seed: int, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean over problems, a function of `seed` alone.
+def mean_interval(values: Sequence[float], *, seed: int) -> tuple[float, float, Interval]:
+    """(low, high, how): the 95 % interval of the mean of one value in 0…1 a problem.
 
-    Problems are drawn, not samples: what a score says of other problems is what is uncertain.
-    (0, 1) for no problem at all. Of more than MOST_DRAWN problems it is computed (`interval_of`).
+    Where each is 0 or 1 the mean is a share of problems, and the interval Wilson's. Else problems
+    are drawn (`bootstrap_interval`), unless all went alike: drawing what is all the same would call
+    the score certain. Wilson's interval of that share is then taken too: it allows for the most
+    that values of this mean can vary, variance ≤ μ·(1 − μ) (Bhatia and Davis 2000).
     """
-    if not values:
-        return 0.0, 1.0
-    return _percentiles(values, seed=seed, draws=draws, level=level)
-
-
-def interval_of(problems: int) -> Interval:
-    """How the interval of so many problems comes about: `bootstrap`, or `normal`, which is what the
-    bootstrap of many problems tends to, with the skewness of their values heeded."""
-    return "bootstrap" if problems <= MOST_DRAWN else "normal"
+    if _alike(values) or all(value in (0.0, 1.0) for value in values):
+        return *wilson_interval(math.fsum(values), len(values)), "wilson"
+    return *bootstrap_interval(values, seed=seed), _drawn(values)
 
 
 def paired_difference(
-    ours: Sequence[float], theirs: Sequence[float], *, seed: int, draws: int = 2000
-) -> tuple[float, tuple[float, float]]:
-    """(mean difference, its 95 % bootstrap interval) of two runs on the same problems, in order.
+    ours: Sequence[float], theirs: Sequence[float], *, seed: int
+) -> tuple[float, float, float, PairedInterval]:
+    """(mean difference, low, high, how) of two runs on the same problems, in order; values in 0…1.
+
+    Where each problem went alike in both, or better or worse by 1, the 95 % interval is Tango's,
+    which is to such pairs what Wilson's is to one share. Else problems are drawn, unless the
+    difference is the same on all of them, which drawing would call certain: then Tango's of so many
+    better (or worse) problems as make up that difference.
 
     ValueError where they are not as many: only what both were asked can be compared.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"runs on {len(ours)} and {len(theirs)} problems cannot be paired")
     apart = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if not apart:
-        return 0.0, (-1.0, 1.0)
-    return mean(apart), _percentiles(apart, seed=seed, draws=draws, level=0.95)
+    if _alike(apart) or all(value in (-1.0, 0.0, 1.0) for value in apart):
+        better = math.fsum(value for value in apart if value > 0)
+        worse = -math.fsum(value for value in apart if value < 0)
+        return mean(apart), *tango_interval(better, worse, len(apart)), "tango"
+    return mean(apart), *bootstrap_interval(apart, seed=seed), _drawn(apart)
+
+
+def tango_interval(better: float, worse: float, total: int) -> tuple[float, float]:
+    """The 95 % score interval of the difference of two shares of the same `total` problems, of
+    which one alone got `better` right and the other alone `worse`; (−1, 1) of none.
+
+    Source: Tango 1998 (Statistics in Medicine 17, 891–908). Where no problem tells the two apart it
+    is ± z²/(n + z²), as wide as Wilson's of none in n.
+    """
+    if total == 0:
+        return -1.0, 1.0
+
+    def rejected(difference: float) -> bool:
+        """Is this difference further away than the score test allows?"""
+        b = (2 * total - better + worse) * difference - better - worse
+        c = -worse * difference * (1.0 - difference)
+        root = math.sqrt(max(0.0, b * b - 8 * total * c))  # of 0 or more, but for rounding
+        likeliest = (root - b) / (4 * total)  # share that got worse
+        variance = 2 * likeliest + difference * (1.0 - difference)
+        return (better - worse - total * difference) ** 2 > Z95 * Z95 * total * variance
+
+    def bound(end: float) -> float:
+        inside, outside = (better - worse) / total, end
+        if not rejected(end):
+            return end
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        return inside
+
+    return bound(-1.0), bound(1.0)
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, seed: int, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean over problems, a function of `seed` alone.
+
+    Problems are drawn, not samples: what a score says of other problems is what is uncertain.
+    (0, 1) for no problem at all. Of more than MOST_DRAWN problems nothing is drawn.
+    """
+    if not values:
+        return 0.0, 1.0
+    return _percentiles(values, seed=seed, draws=draws, level=level)
+
+
+def _alike(values: Sequence[float]) -> bool:
+    return not values or max(values) - min(values) <= ALIKE
+
+
+def _drawn(values: Sequence[float]) -> Drawn:
+    return "bootstrap" if len(values) <= MOST_DRAWN else "normal"
 
 
 def _percentiles(
     values: Sequence[float], *, seed: int, draws: int, level: float
 ) -> tuple[float, float]:
-    if interval_of(len(values)) == "normal":
+    if _drawn(values) == "normal":
         return _skewed_normal(values, level)
     rng = random.Random(f"{seed}/bootstrap")  # of its own: no global state is touched
     means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(draws))

@@ -255,7 +255,7 @@ def _check_layers(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:
 
 def check_template(template: TemplateSpec, model: ModelInfo, param: str) -> list[FieldError]:
     """A chat template that the model has not, where its own files tell."""
-    if template.kind != "chat" or _has_chat(model):
+    if template.kind != "chat" or has_chat_template(model):
         return []
     return [
         FieldError(
@@ -268,7 +268,7 @@ def check_template(template: TemplateSpec, model: ModelInfo, param: str) -> list
     ]
 
 
-def _has_chat(model: ModelInfo) -> bool:
+def has_chat_template(model: ModelInfo) -> bool:
     """Does its tokenizer have a chat template? True where nobody can tell yet."""
     folder = model.path
     if folder is None:

@@ -30,7 +30,8 @@ def resolve_template(spec: TemplateSpec, tokenizer: Any) -> TemplateSpec:
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if spec.kind == "chat" and not has_chat:
         raise EngineError(
-            "template.kind is chat, but this model's tokenizer has no chat template; use plain",
+            "template.kind is chat, but this model's tokenizer has no chat template; use plain, "
+            "with what stands before and behind a problem in template.system and template.suffix",
             code="no_chat_template",
             param="template.kind",
         )
@@ -56,13 +57,24 @@ def prompt_tokens(problem: str, template: TemplateSpec, tokenizer: Any) -> list[
 
     A beginning-of-sequence token is there once if the model's tokenizer or template writes one: the
     tokenizer adds it to a plain prompt, and a chat template writes its own.
+
+    EngineError (`chat_template_refused`) where the chat template takes no such conversation: some
+    know no system message.
     """
     text = problem + template.suffix
     if template.kind == "chat":
         messages = [{"role": "user", "content": text}]
         if template.system is not None:
             messages.insert(0, {"role": "system", "content": template.system})
-        rendered = render_chat(messages, tokenizer)
+        try:
+            rendered = render_chat(messages, tokenizer)
+        except TemplateError as error:
+            raise EngineError(
+                f"this model's chat template refuses the prompt: {error}; "
+                + ("leave template.system out" if template.system else "use template.kind: plain"),
+                code="chat_template_refused",
+                param="template.system" if template.system else "template.kind",
+            ) from None
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     return list(tokenizer((template.system or "") + text)["input_ids"])
 

@@ -117,8 +117,9 @@ class KeptAnswers:
         self.source = source
         self.environment = dict(environment or {})
         self._lines: dict[tuple[int, str], list[Answer]] = {}
-        self.templates: dict[int, dict[str, Any]] = {}
-        """How the problems of each set became prompts, `auto` decided."""
+        self.asked_as: dict[int, dict[str, Any]] = {}
+        """How the problems of each set became prompts: the `template`, `auto` decided, and the
+        `prompt` of its first problem."""
         if not self._take(path):
             self._write([json.dumps({"source": source})], mode="w")
 
@@ -146,19 +147,19 @@ class KeptAnswers:
             head = {"source": self.source, "environment": self.environment}
             file.write(json.dumps(head) + "\n")
             for number, some in enumerate(judged):
-                if number in self.templates:
-                    line = {"benchmark": number, "template": self.templates[number]}
-                    file.write(json.dumps(line) + "\n")
+                if number in self.asked_as:
+                    file.write(self._asked_as_line(number) + "\n")
                 file.writelines(f"{line}\n" for line in graded_lines(number, some))
                 for one in some:
                     left.pop((number, one.example.id), None)
             file.writelines(f"{_line(*key, answers)}\n" for key, answers in left.items())
 
-    def note_template(self, benchmark: int, template: Mapping[str, Any]) -> None:
+    def note(self, benchmark: int, template: Mapping[str, Any], prompt: str) -> None:
         """Keeps how the problems of a set become prompts."""
-        if self.templates.get(benchmark) != template:
-            self.templates[benchmark] = dict(template)
-            self._write([json.dumps({"benchmark": benchmark, "template": template})])
+        asked_as = {"template": dict(template), "prompt": prompt}
+        if self.asked_as.get(benchmark) != asked_as:
+            self.asked_as[benchmark] = asked_as
+            self._write([self._asked_as_line(benchmark)])
 
     def remember(self, benchmark: int, asked: Iterable[Asked]) -> None:
         """Counts these as there, which another process keeps."""
@@ -170,8 +171,7 @@ class KeptAnswers:
         before = set(self._lines)
         if not self._take(path):
             return
-        for benchmark, template in self.templates.items():
-            self._write([json.dumps({"benchmark": benchmark, "template": template})])
+        self._write([self._asked_as_line(benchmark) for benchmark in self.asked_as])
         new = [key for key in self._lines if key not in before]
         self._write([_line(*key, self._lines[key]) for key in new])
 
@@ -194,11 +194,14 @@ class KeptAnswers:
             )
         for line in lines:
             if "template" in line:
-                self.templates[line["benchmark"]] = line["template"]
+                self.asked_as[line.pop("benchmark")] = line
                 continue
             found = [_answer(answer) for answer in line["answers"]]
             self._lines.setdefault((line["benchmark"], line["id"]), found)
         return True
+
+    def _asked_as_line(self, benchmark: int) -> str:
+        return json.dumps({"benchmark": benchmark, **self.asked_as[benchmark]}, ensure_ascii=False)
 
     def _write(self, lines: Sequence[str], mode: str = "a") -> None:
         if not lines:

@@ -23,6 +23,7 @@ from bridge_engine.spec_checks import (
     check_room,
     check_template,
     fill_dataset,
+    has_chat_template,
 )
 from bridge_engine.spec_errors import FieldError
 
@@ -116,7 +117,8 @@ def fill_evaluation(spec: EvaluationSpec, card: AdapterCard | None = None) -> Ev
     Filling twice changes nothing.
     """
     base = _base(spec, card)
-    made = filled(spec, resolve_model(base).context, card)
+    model = resolve_model(base)
+    made = filled(spec, model.context, card, chat=has_chat_template(model))
     made.model = base
     for one in made.benchmarks:
         fill_dataset(one, "eval")

@@ -22,6 +22,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
 from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
+from bridge_engine.evaluation.presets import remark
 from bridge_engine.evaluation.report import (
     EvaluationResult,
     SetReport,
@@ -131,6 +132,9 @@ class Evaluation:
         if self.events.started_before:
             self.events.emit(Resume(step=self.step))
         self.events.emit(Phase(phase="evaluating", steps=self.total))
+        said = remark(self.spec)
+        if said is not None and not self.events.started_before:
+            self.events.emit(Log(message=said))
         try:
             results = self._results()
         except _StopRequested:
@@ -177,6 +181,7 @@ class Evaluation:
         subject = load_subject(spec.base, folder, spec.runtime)
         sampler = make_sampler(subject.policy, subject.names, self.directory, spec, self.world)
         self._sampler = sampler
+        self.kept.environment |= sampler.software()
         sampler.sync(0)
         decode = subject.policy.tokenizer.decode
         return (
@@ -201,12 +206,12 @@ class Evaluation:
         params = self._params
         tokenizer = subject.policy.tokenizer
         template = resolve_template(spec.template_of(one.ref), tokenizer)
-        shown_as = template.model_dump()
-        self.world.first(lambda: self.kept.note_template(one.number, shown_as))
 
         def prompt(example: Example) -> list[int]:
             return prompt_tokens(example.problem, template, tokenizer)
 
+        first = tokenizer.decode(prompt(one.problems[0]))
+        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), first))
         # the tokens of all problems at once may be more than there is memory
         room = subject.policy.context - params.max_new_tokens
         fits = [0 < len(prompt(e)) <= room for e in todo]
@@ -330,6 +335,7 @@ class Evaluation:
             preset=spec.preset,
             grader={**spec.grader.model_dump(), "version": VERSION},
             seed=spec.seed,
+            engine=spec.sampling.engine,
             completions_of=spec.completions_of,
             seconds=seconds,
             environment=dict(self.kept.environment),
@@ -341,8 +347,10 @@ class Evaluation:
                     temperature=params.temperature,
                     top_p=params.top_p,
                     max_new_tokens=params.max_new_tokens,
-                    template=self.kept.templates.get(one.number)
-                    or spec.template_of(one.ref).model_dump(),
+                    **(
+                        self.kept.asked_as.get(one.number)
+                        or {"template": spec.template_of(one.ref).model_dump()}
+                    ),
                     **found.model_dump(),
                 )
                 for one, found in zip(self.sets, results, strict=True)
@@ -364,6 +372,9 @@ class _Nobody:
 
     def sample(self, *_: object, **__: object) -> list[Any]:
         raise AssertionError("every problem has its answers")
+
+    def software(self) -> dict[str, str]:
+        return {}
 
     def close(self) -> None:
         """Nothing is held."""

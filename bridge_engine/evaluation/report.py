@@ -5,8 +5,9 @@ left out, never counted as wrong. An answer that was cut off, or that states not
 can read, is not right and counts against the score, but has a number of its own: a model that does
 not know the form is not a model that cannot calculate.
 
-Intervals are 95 %: Wilson's for single samples, else the bootstrap over problems, a function of the
-spec's seed; of very many problems what that tends to (`bridge_engine.scores`). Imports no torch.
+Intervals are 95 %: Wilson's where a problem counts 0 or 1, as with single samples, else the
+bootstrap over problems, a function of the spec's seed; of very many problems what that tends to
+(`bridge_engine.scores`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,15 +24,7 @@ from bridge_engine.evaluation.answers import Judged
 from bridge_engine.rewards import numbers
 from bridge_engine.rewards.normalise import key, normal
 from bridge_engine.rewards.verifier import LONGEST_HERE
-from bridge_engine.scores import (
-    Interval,
-    bootstrap_interval,
-    interval_of,
-    mean,
-    pass_at_k,
-    voted,
-    wilson_interval,
-)
+from bridge_engine.scores import Interval, mean, mean_interval, pass_at_k, voted
 
 
 class Report(BaseModel):
@@ -48,7 +41,8 @@ class Score(Report):
     high: float
     problems: int
     """Problems it is the mean of: those with enough judged answers."""
-    interval: Literal["wilson"] | Interval
+    interval: Interval
+    """By what it was computed."""
 
 
 class Outcomes(Report):
@@ -73,6 +67,8 @@ class ProblemScore(Report):
     """Of problem and answer, the first sixteen digits: the same id may be another problem."""
     judged: int
     right: int
+    majority: float | None = None
+    """Of several samples: is the answer that most of them state right? None: nobody can tell."""
 
 
 class Asking(Report):
@@ -88,6 +84,8 @@ class Asking(Report):
     max_new_tokens: int
     template: dict[str, Any]
     """How a problem became a prompt."""
+    prompt: str | None = None
+    """Its first problem as the model read it, chat template and all; None: it was not kept."""
 
 
 class SetScores(Report):
@@ -128,6 +126,8 @@ class EvaluationResult(Report):
     grader: dict[str, Any]
     """Its name and options, and the `version` of its rules."""
     seed: int
+    engine: str = "native"
+    """What sampled: `native` or `vllm`."""
     completions_of: str | None
     """The evaluation whose answers were judged anew."""
     seconds: float
@@ -148,15 +148,15 @@ def set_scores(
     for one in asked:
         for verdict in one.verdicts:
             reasons[verdict.reason] += 1
-    scores = {"pass@1": _pass_at_one(asked, samples, seed)}
+    scores = {"pass@1": _pass_at_one(asked, seed)}
     if samples > 1:
         scores[f"avg@{samples}"] = scores["pass@1"]
     for k in pass_at or _powers(samples):
         if 1 < k <= samples:
             values = [pass_at_k(*_count(one), k) for one in asked]
-            scores[f"pass@{k}"] = _bootstrapped(values, seed)
+            scores[f"pass@{k}"] = _score(values, seed)
     if samples > 1:
-        scores[f"maj@{samples}"] = _bootstrapped([_majority(one) for one in asked], seed)
+        scores[f"maj@{samples}"] = _score([_majority(one) for one in asked], seed)
     return SetScores(
         problems=len(asked),
         left_out=len(judged) - len(asked),
@@ -166,15 +166,21 @@ def set_scores(
         reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         truncation_rate=mean([float(answer.truncated) for answer in answers]),
         mean_tokens=mean([float(answer.tokens) for answer in answers]),
-        by_kind=_by([(one.example.kind, one) for one in asked], samples, seed),
-        by_level=_by([(_text(one.example.level), one) for one in asked], samples, seed),
+        by_kind=_by([(one.example.kind, one) for one in asked], seed),
+        by_level=_by([(_text(one.example.level), one) for one in asked], seed),
     )
 
 
 def problem_scores(judged: Iterable[Judged]) -> list[ProblemScore]:
-    """What paired comparisons are made of: judged and right answers of each problem."""
+    """What paired comparisons are made of: how each problem went."""
     return [
-        ProblemScore(id=one.example.id, sha256=_mark(one.example), judged=n, right=c)
+        ProblemScore(
+            id=one.example.id,
+            sha256=_mark(one.example),
+            judged=n,
+            right=c,
+            majority=_majority(one) if len(one.answers) > 1 else None,
+        )
         for one in judged
         if one.answers
         for n, c in [_count(one)]
@@ -191,26 +197,15 @@ def _count(one: Judged) -> tuple[int, int]:
     return len(values), sum(values)
 
 
-def _pass_at_one(asked: Sequence[Judged], samples: int, seed: int) -> Score:
-    counts = [(n, c) for one in asked for n, c in [_count(one)] if n]
-    if samples > 1:
-        return _bootstrapped([c / n for n, c in counts], seed)
-    right = sum(c for _, c in counts)
-    low, high = wilson_interval(right, len(counts))
-    value = mean([float(c) for _, c in counts])
-    return Score(value=value, low=low, high=high, problems=len(counts), interval="wilson")
+def _pass_at_one(asked: Iterable[Judged], seed: int) -> Score:
+    return _score([c / n if n else None for one in asked for n, c in [_count(one)]], seed)
 
 
-def _bootstrapped(values: Sequence[float | None], seed: int) -> Score:
+def _score(values: Iterable[float | None], seed: int) -> Score:
+    """The mean of a value in 0…1 for each problem; None: it has none, and is left out."""
     known = [value for value in values if value is not None]
-    low, high = bootstrap_interval(known, seed=seed)
-    return Score(
-        value=mean(known),
-        low=low,
-        high=high,
-        problems=len(known),
-        interval=interval_of(len(known)),
-    )
+    low, high, how = mean_interval(known, seed=seed)
+    return Score(value=mean(known), low=low, high=high, problems=len(known), interval=how)
 
 
 def _majority(one: Judged) -> float | None:
@@ -249,14 +244,14 @@ def _outcomes(asked: Iterable[Judged]) -> Outcomes:
     return found
 
 
-def _by(named: Iterable[tuple[str | None, Judged]], samples: int, seed: int) -> dict[str, Score]:
+def _by(named: Iterable[tuple[str | None, Judged]], seed: int) -> dict[str, Score]:
     groups: dict[str, list[Judged]] = defaultdict(list)
     for name, one in named:
         if name is not None:
             groups[name].append(one)
     if len(groups) < 2:
         return {}
-    found = {name: _pass_at_one(groups[name], samples, seed) for name in sorted(groups)}
+    found = {name: _pass_at_one(groups[name], seed) for name in sorted(groups)}
     return {name: score for name, score in found.items() if score.problems}
 
 

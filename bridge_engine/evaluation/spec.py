@@ -89,11 +89,10 @@ class EvaluationSpec(SpecModel):
     """What is asked: names, or objects with `limit`, `kinds`, `samples`, …"""
     preset: PresetName = "bridge"
     """Whose conventions fill in what is not given: `bridge` (greedy, one answer, the adapter's own
-    template), `qwen2.5-math`, `simplerl`, `luffy`."""
+    template), `qwen2.5-math`, `simplerl`, `luffy` (the adapter's own template too)."""
     sampling: SamplingSpec = SamplingSpec()
     template: TemplateSpec | None = None
-    """How problems become prompts, for the sets that do not say; default: the adapter's, else the
-    preset's."""
+    """How problems become prompts, for the sets that do not say; default: the preset's."""
     grader: Annotated[GraderSpec, BeforeValidator(_grader)] = GraderSpec()
     """How answers are judged; a bare name is short for `{name: …}`."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0

@@ -66,6 +66,10 @@ class Sampler(Protocol):
         only at temperature 0."""
         ...
 
+    def software(self) -> dict[str, str]:
+        """Name and version of what samples, where that is not this process."""
+        ...
+
     def close(self) -> None:
         """Gives back what is held outside this process."""
         ...
@@ -115,6 +119,10 @@ class NativeSampler:
                     rows=rows,
                 ),
             )
+
+    def software(self) -> dict[str, str]:
+        """Nothing else."""
+        return {}
 
     def close(self) -> None:
         """Nothing is held."""

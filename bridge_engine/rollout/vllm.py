@@ -41,6 +41,10 @@ from bridge_engine.sharding import whole
 
 Mode = Literal["adapter", "merged"]
 """How weights reach the server."""
+_WHOLE = (
+    "; the whole model of a full student has to be brought to it: BRIDGE_VLLM_WEIGHTS=merged, and "
+    "VLLM_SERVER_DEV_MODE=1 in the server's environment"
+)
 SEEDS = 2**62
 """Seeds of single rows are drawn below this."""
 
@@ -162,7 +166,8 @@ class VllmSampler:
                     f"the model {self.spec.base!r} in {self._dtype}: its log-probabilities of a "
                     f"fixed sequence are {distance:.2g} nats a token away from the trainer's "
                     f"({self.tolerance.mean:g} are allowed); start it on the same model with "
-                    f"--dtype {self._dtype}, or set runtime.dtype to the server's",
+                    f"--dtype {self._dtype}, or set runtime.dtype to the server's"
+                    + ("" if self.policy_names else _WHOLE),
                     code="wrong_base_model",
                     category="infra",
                     param="model",
@@ -299,6 +304,10 @@ class VllmSampler:
                 code="vllm_context",
                 param=field,
             )
+
+    def software(self) -> dict[str, str]:
+        """See `Sampler`."""
+        return {"vllm": self.world.first(self.server.version)}
 
     def close(self) -> None:
         """Takes the served adapter away, where the server still answers, and its files."""

@@ -77,6 +77,14 @@ class VllmServer:
                 return ServedModel(card["id"], int(card["max_model_len"]))
         raise self._error("it serves no base model", "vllm_refused")
 
+    def version(self) -> str:
+        """Of vLLM; `unknown` where what is in front of it does not tell."""
+        response = self._answer("GET", "/version")
+        try:
+            return str(response.json()["version"]) if response.is_success else "unknown"
+        except (ValueError, KeyError, TypeError):
+            return "unknown"
+
     def load(self, name: str, folder: str, rank: int) -> None:
         """Makes the adapter in `folder`, a path on the server's machine, answer to `name`."""
         response = self._answer(

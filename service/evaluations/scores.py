@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -18,6 +18,9 @@ from service.settings import Settings
 from service.store import JobRow, Store
 
 _problems: TypeAdapter[list[ProblemScore]] = TypeAdapter(list[ProblemScore])
+_Problems: TypeAlias = dict[str, list[ProblemScore]]
+"""How the problems of each set went."""
+_Pairs: TypeAlias = list[tuple[SetReport, SetReport]]
 _OF_THE_JOB = ("grader", "seed")
 _OF_A_SET = ("temperature", "top_p", "max_new_tokens", "template", "samples")
 """What two evaluations should have in common, for a difference to be the models'."""
@@ -33,7 +36,9 @@ class Comparison(BaseModel):
     model: str
     adapter: str | None
     benchmarks: dict[str, Difference]
-    """By our set's name; sets of which both know no problem are left out."""
+    """In pass@1, by our set's name; sets of which both know no problem are left out."""
+    others: dict[str, dict[str, Difference]]
+    """In the other scores that both have, pass@k and maj@k: by our set's name, and then theirs."""
     settings: dict[str, tuple[Any, Any]]
     """What was set otherwise, ours and theirs: such a difference is not the models' alone."""
 
@@ -74,18 +79,34 @@ def compared(job: JobRow, other: JobRow, store: Store, settings: Settings) -> Sc
                 model=theirs.model,
                 adapter=theirs.adapter,
                 benchmarks=found,
+                others=_others(ours, pairs, mine, their),
                 settings=_settings(ours, theirs, [p for p in pairs if p[0].name in found]),
             )
         }
     )
 
 
-def _of_problems(folder: Path) -> dict[str, list[ProblemScore]]:
+def _others(
+    ours: Scores, pairs: _Pairs, mine: _Problems, their: _Problems
+) -> dict[str, dict[str, Difference]]:
+    found = {
+        one.name: {
+            score: apart
+            for score in one.scores
+            if score != "pass@1" and not score.startswith("avg@") and score in another.scores
+            if (apart := difference(mine[one.name], their[another.name], score, seed=ours.seed))
+        }
+        for one, another in pairs
+    }
+    return {name: differences for name, differences in found.items() if differences}
+
+
+def _of_problems(folder: Path) -> _Problems:
     content = json.loads((folder / PROBLEMS).read_text(encoding="utf-8"))
     return {name: _problems.validate_python(each["problems"]) for name, each in content.items()}
 
 
-def _pairs(ours: list[SetReport], theirs: list[SetReport]) -> list[tuple[SetReport, SetReport]]:
+def _pairs(ours: list[SetReport], theirs: list[SetReport]) -> _Pairs:
     """The sets of both. The split stands in a label only where an evaluation has several."""
     known = {(_set_name(one), one.split): one for one in theirs}
     return [(one, known[key]) for one in ours if (key := (_set_name(one), one.split)) in known]
@@ -95,9 +116,7 @@ def _set_name(one: SetReport) -> str:
     return one.name.removesuffix(f":{one.split}")
 
 
-def _settings(
-    ours: Scores, theirs: Scores, sets: list[tuple[SetReport, SetReport]]
-) -> dict[str, tuple[Any, Any]]:
+def _settings(ours: Scores, theirs: Scores, sets: _Pairs) -> dict[str, tuple[Any, Any]]:
     pairs: dict[str, tuple[Any, Any]] = {
         name: (getattr(ours, name), getattr(theirs, name)) for name in _OF_THE_JOB
     }

@@ -80,12 +80,20 @@ def finish(
     rights: list[int],
     limit: int = 24,
     label: str = "arithmetic",
+    samples: int = 1,
 ) -> None:
-    """What a worker and its engine leave of an evaluation in which these problems went so."""
+    """What a worker and its engine leave of an evaluation in which these problems went so: right
+    answers to each."""
     store, attempt = worker.store, worker.claim(job_id)
     job = store.get_job(job_id)
     scores = [
-        ProblemScore(id=str(n), sha256="0" * 16, judged=1, right=right)
+        ProblemScore(
+            id=str(n),
+            sha256="0" * 16,
+            judged=samples,
+            right=right,
+            majority=float(2 * right > samples) if samples > 1 else None,
+        )
         for n, right in enumerate(rights)
     ]
 
@@ -95,7 +103,8 @@ def finish(
         lines = [{"source": {}}, *({"id": one.id, "answers": []} for one in scores)]
         (folder / COMPLETIONS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    step, share = len(rights), sum(rights) / len(rights)
+    step, share = len(rights), sum(rights) / (len(rights) * samples)
+    names = ["pass@1", *([f"{kind}@{samples}" for kind in ("avg", "pass", "maj")] * (samples > 1))]
     path = f"checkpoints/step-{step:06d}"
     publish(settings.run_dir(job_id) / path, write)
     worker.emit(
@@ -125,11 +134,10 @@ def finish(
                 template=TEMPLATE,
                 problems=step,
                 left_out=0,
-                samples=1,
+                samples=samples,
                 scores={
-                    "pass@1": Score(
-                        value=share, low=0.0, high=1.0, problems=step, interval="wilson"
-                    )
+                    name: Score(value=share, low=0.0, high=1.0, problems=step, interval="wilson")
+                    for name in names
                 },
                 outcomes=Outcomes(right=sum(rights), wrong=step - sum(rights)),
                 reasons={},
@@ -377,11 +385,26 @@ def test_two_evaluations_are_compared_problem_by_problem(
     assert (apart["difference"], apart["better"], apart["worse"]) == (0.5, 2, 0)
     assert apart["low"] <= 0.5 <= apart["high"]
     assert found["settings"] == {"benchmarks.arithmetic.max_new_tokens": [24, 48]}
+    assert found["others"] == {}
     unknown = client.get(f"/jobs/{ours}/scores", params={"against": "job_0"})
     assert problem(unknown, 422, "unknown_job")["param"] == "against"
     waiting = post(client)["id"]
     early = client.get(f"/jobs/{ours}/scores", params={"against": waiting})
     assert problem(early, 422, "evaluation_not_finished")["param"] == "against"
+
+
+def test_every_score_that_two_evaluations_have_is_compared(
+    client: TestClient, settings: Settings, worker: Worker
+) -> None:
+    ours, theirs = (post(client)["id"] for _ in range(2))
+    finish(settings, worker, ours, [3, 2, 0, 1], samples=3)
+    finish(settings, worker, theirs, [1, 0, 0, 0], samples=3)
+    found = client.get(f"/jobs/{ours}/scores", params={"against": theirs}).json()["against"]
+    others = found["others"]["arithmetic"]
+    assert set(others) == {"pass@3", "maj@3"}
+    assert (others["pass@3"]["ours"], others["pass@3"]["theirs"]) == (0.75, 0.25)
+    assert (others["maj@3"]["difference"], others["maj@3"]["interval"]) == (0.5, "tango")
+    assert found["benchmarks"]["arithmetic"]["difference"] == pytest.approx(5 / 12)
 
 
 def test_sets_are_compared_by_what_they_are_however_they_are_labelled(

@@ -81,9 +81,25 @@ def test_set_writes_short_forms_out() -> None:
     )
 
 
+def test_set_takes_a_text_from_a_file_as_it_stands_there(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    for written, read in [
+        ("Think: twice.\n\n# Then answer.\n", "Think: twice.\n\n# Then answer."),
+        ("ends in two\n\n", "ends in two\n"),
+        ("3", "3"),
+        ("", ""),
+    ]:
+        file.write_text(written)
+        changed = specs.override(BASE, [f"template.system=@{file}"])
+        assert changed["template"] == {"system": read}
+        assert TrainSpec.model_validate(changed).template.system == read
+    assert specs.override(BASE, ['name="@home"'])["name"] == "@home"
+
+
 @pytest.mark.parametrize(
     "setting",
     [
+        *("name=@/nowhere/prompt.txt", "name=@", "name=@" + "x" * 5000, "name=@a\0b"),
         *("steps", "=3", "a..b=1", "steps.more=1", "seed={"),
         *("name=!!timestamp 2026-99-99", "name=!!binary aGk=", "seed=!!int x", "name=&a [*a]"),
         *("seed=" + "9" * 5000, "name=" + "[" * 5000),

@@ -116,6 +116,19 @@ def test_scores_are_those_of_an_independent_count_of_the_answers(undisturbed):
     assert [p["right"] for p in problems] == rights
 
 
+def test_a_result_says_what_the_model_read_and_what_read_it(undisturbed, tmp_path):
+    folder, found = undisturbed
+    (one,) = found["benchmarks"]
+    kept = next((folder / "checkpoints").iterdir()) / COMPLETIONS
+    asked = [json.loads(line).get("problem") for line in kept.read_text().splitlines()]
+    first = next(filter(None, asked))
+    assert one["prompt"] == first
+    assert one["template"] == {"kind": "plain", "system": None, "suffix": ""}
+    assert found["engine"] == "native"
+    again = run(tmp_path, template={"system": "(2+", "suffix": "="}, sampling={"max_new_tokens": 4})
+    assert again["benchmarks"][0]["prompt"] == f"(2+{first}="
+
+
 def test_the_stream_has_progress_and_at_last_the_scores(undisturbed):
     folder, found = undisturbed
     assert [e.steps for e in events(folder, "phase")] == [14]
@@ -197,7 +210,8 @@ def test_answers_are_judged_anew_without_a_model(undisturbed, tmp_path, monkeypa
     monkeypatch.setattr(job_page, "load_subject", None)  # whoever loads one fails
     again = run(tmp_path, completions_of="job_1", grader="exact")
     assert again["grader"]["name"] == "exact"
-    assert again["benchmarks"][0]["template"] == before["benchmarks"][0]["template"]
+    for how in ("template", "prompt"):
+        assert again["benchmarks"][0][how] == before["benchmarks"][0][how]
     # these answers are plain numbers: as texts they are equal where they are equal as numbers
     assert again["benchmarks"][0]["scores"] == before["benchmarks"][0]["scores"]
 

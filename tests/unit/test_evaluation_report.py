@@ -6,7 +6,8 @@ import pytest
 
 from bridge_engine.data.example import Example
 from bridge_engine.evaluation.answers import Answer, Judged
-from bridge_engine.evaluation.report import SetScores, set_scores
+from bridge_engine.evaluation.comparison import difference
+from bridge_engine.evaluation.report import SetScores, problem_scores, set_scores
 from bridge_engine.rewards import Verdict
 
 RIGHT, WRONG = Verdict(True, "equal", True), Verdict(False, "other_value", True)
@@ -60,6 +61,41 @@ def test_a_score_that_the_samples_cannot_tell_is_not_there() -> None:
     assert (none.scores, none.by_kind, none.outcomes.unjudged) == ({}, {}, 4)
     some = scores(judged(("1", RIGHT), ("2", UNJUDGED)))
     assert list(some.scores) == ["pass@1", "avg@2", "maj@2"]  # one judged sample: no pass@2
+
+
+def test_two_runs_are_compared_in_every_score_that_both_have() -> None:
+    """Values by hand: of four samples each, ours right in 2, 4, 0, unjudged; theirs 1, 4, 1, 4."""
+    ours = [
+        judged(("1", RIGHT), ("1", RIGHT), ("2", WRONG), ("3", WRONG), name="a"),
+        judged(*[("1", RIGHT)] * 4, name="b"),
+        judged(("2", WRONG), ("3", WRONG), ("2", WRONG), (None, WRONG), name="c"),
+        judged(*[("1", UNJUDGED)] * 4, name="d"),
+    ]
+    theirs = [
+        judged(("1", RIGHT), ("2", WRONG), ("2", WRONG), ("3", WRONG), name="a"),
+        judged(*[("1", RIGHT)] * 4, name="b"),
+        judged(("1", RIGHT), ("2", WRONG), ("3", WRONG), ("4", WRONG), name="c"),
+        judged(*[("1", RIGHT)] * 4, name="d"),
+    ]
+    mine, their = problem_scores(ours), problem_scores(theirs)
+
+    def apart(score: str) -> tuple[int, float, int, int, str]:
+        found = difference(mine, their, score, seed=0)
+        assert found is not None
+        assert found.low <= found.difference <= found.high
+        return found.problems, found.difference, found.better, found.worse, found.interval
+
+    assert apart("pass@1") == (3, pytest.approx((1 / 4 + 0 - 1 / 4) / 3), 1, 1, "bootstrap")
+    assert apart("pass@2") == (3, pytest.approx((5 / 6 - 1 / 2 + 0 - 1 / 2) / 3), 1, 1, "bootstrap")
+    assert apart("pass@4") == (3, pytest.approx(-1 / 3), 0, 1, "tango")
+    assert apart("maj@4") == (
+        3,
+        0.0,
+        1,
+        1,
+        "tango",
+    )  # of c the first of theirs leads, which is right
+    assert difference(mine, their, "pass@8", seed=0) is None
 
 
 def test_an_answer_that_nobody_can_read_is_a_failure_of_form() -> None:

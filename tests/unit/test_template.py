@@ -141,3 +141,15 @@ def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(with_bos):
     assert render_chat([{"role": "user", "content": "?"}], with_bos) == TODAY, (
         "the day that the gateway tells vLLM"
     )
+
+
+def test_a_chat_template_that_knows_no_system_message_says_what_to_leave_out(with_bos):
+    """As Gemma's: what it raises is a template's error, not ours."""
+    with_bos.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + CHAT
+    )
+    assert prompt_tokens("1+2?", TemplateSpec(kind="chat"), with_bos)
+    with pytest.raises(EngineError, match=r"no system role; leave template\.system out") as refused:
+        prompt_tokens("1+2?", TemplateSpec(kind="chat", system="think"), with_bos)
+    assert (refused.value.code, refused.value.param) == ("chat_template_refused", "template.system")

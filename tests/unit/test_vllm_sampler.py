@@ -150,10 +150,19 @@ def test_a_base_model_alone_is_sampled_under_its_own_name_and_nothing_is_brought
     assert sampler.sync(0)["vllm/probe"] < 1e-5
     (completion,) = sampler.sample([[3, 4]], GREEDY)
     assert completion.tokens == [5] * 4
+    assert sampler.software() == {"vllm": "unknown"}  # this one does not tell
     sampler.close()
-    assert {path for path, _ in asked} == {"/v1/models", "/v1/completions"}
+    assert {path for path, _ in asked} == {"/v1/models", "/v1/completions", "/version"}
     assert {model for path, model in asked if path == "/v1/completions"} == {"served"}
     assert not (tmp_path / "vllm").exists()
+
+
+def test_who_is_asked_alone_and_is_not_what_is_served_may_be_a_whole_model(tmp_path):
+    """A full student's: no adapter of the base that the server has."""
+    served, asked_for = (random_policy(dtype=torch.float32, seed=seed) for seed in (0, 1))
+    with pytest.raises(EngineError, match="BRIDGE_VLLM_WEIGHTS=merged") as caught:
+        VllmSampler(asked_for, (), EVALUATION, tmp_path, serving(served, []))
+    assert caught.value.code == "wrong_base_model"
 
 
 def test_errors_name_the_field_of_the_spec_that_asked(tmp_path):
