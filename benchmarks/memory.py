@@ -123,11 +123,12 @@ def _naive(policy, batch):
 
     with recomputing(policy.module):
         logits_BLV = policy.module(input_ids=batch.tokens_RL, use_cache=False).logits
-    logprobs_BLV = torch.log_softmax(logits_BLV[:, :-1].float(), dim=-1)
-    next_BL = batch.tokens_RL[:, 1:]
-    logprobs_BL = logprobs_BLV.gather(2, next_BL.unsqueeze(2)).squeeze(2)
+    logprobs_BLV = torch.log_softmax(logits_BLV.float(), dim=-1)
     first = batch.firsts_B[0]  # every prompt is as long
-    return (logprobs_BL[:, first : first + batch.mask_BT.shape[1]] * batch.mask_BT,)
+    logprobs_BTV = logprobs_BLV[:, first : first + batch.mask_BT.shape[1]]
+    targets_BT = torch.zeros_like(batch.mask_BT, dtype=torch.long)
+    targets_BT.masked_scatter_(batch.mask_BT.bool(), batch.targets_N)
+    return (logprobs_BTV.gather(2, targets_BT.unsqueeze(2)).squeeze(2) * batch.mask_BT,)
 
 
 def _in_use(device: str) -> int:

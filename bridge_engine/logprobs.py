@@ -40,16 +40,20 @@ def completion_logprobs(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     prompts nor for padding. Float32 at least. entropy carries no gradient, and the gradient of
     logprobs is no function to differentiate again.
     """
+    options: dict[str, Any] = {}
+    if batch.shared is not None:
+        # who attends to whom is in the layout: any mask keeps transformers from making one
+        any_1111 = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens_RL.device)
+        options = {"attention_mask": any_1111, "shared": batch.shared}
     with recomputing(model):
         hidden_RLD = model.base_model(
             input_ids=batch.tokens_RL,
             position_ids=batch.position_ids_RL,
-            attention_mask=batch.attention_R1LL,
             use_cache=False,
+            **options,
         ).last_hidden_state
     hidden_ND = hidden_RLD.flatten(0, 1)[batch.predictions_N]
-    targets_N = batch.tokens_RL.flatten()[batch.targets_N]
-    logprobs_N, entropy_N = target_logprobs(model, hidden_ND, targets_N)
+    logprobs_N, entropy_N = target_logprobs(model, hidden_ND, batch.targets_N)
     keep_BT = batch.mask_BT.bool()
     empty_BT = logprobs_N.new_zeros(keep_BT.shape)
     return (

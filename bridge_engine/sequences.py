@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from bridge_engine.attention import Block, SharedLayout, seen_behind
+
 if TYPE_CHECKING:
     from bridge_engine.sharing import Sharing
 
+Item = TypeVar("Item")
 
 ENOUGH = 16
 """Sequences that keep a processor busy: a pass over fewer costs more for each of them."""
+ENOUGH_TO_ATTEND = 8
+"""The same of sequences whose attention alone is computed by themselves."""
 PADDING = 0.05
 """Share of a micro-batch from which on it is worth two passes."""
 
@@ -40,7 +45,8 @@ class TokenSequence:
 class MicroBatch:
     """B sequences for one forward pass, their completions aligned to one length T.
 
-    Their tokens lie in R rows of length L, in one of three forms:
+    The last token of a completion is predicted and predicts nothing: it is not passed. The others
+    lie in R rows of length L, in one of three forms:
 
     *Padded* (`pad`): a row each, padded on the right. That needs no attention mask, since a causal
     model never looks at what comes after.
@@ -48,21 +54,21 @@ class MicroBatch:
     *Packed* (`pack`): end to end in one row, without padding. Where positions start again at 0 a
     sequence begins, and transformers keeps attention within each.
 
-    *Shared* (`share`): a row for each prompt, its completions end to end behind it. Each token
-    attends to the prompt and to what came before in its own completion, at the position it would
-    have there.
+    *Shared* (`share`): in one row, each prompt once, and then all completions, which attend to
+    their prompt and have the positions that they would have behind it (`SharedLayout`).
     """
 
     tokens_RL: Tensor
     position_ids_RL: Tensor | None
     """Place of each token in its sequence; None: its place in the row (padded)."""
-    attention_R1LL: Tensor | None
-    """True where a token (row) attends to another (column); None: by the rules above."""
+    shared: SharedLayout | None
     firsts_B: Tensor
     """Where the first completion token of each sequence is predicted, counting through all rows:
     at the last one of its prompt."""
     starts_B: Tensor
     """Where each completion begins, counting through all rows."""
+    targets_N: Tensor
+    """The N real completion tokens, sequence after sequence."""
     mask_BT: Tensor
     """1 on real completion tokens."""
     behaviour_BT: Tensor
@@ -70,14 +76,9 @@ class MicroBatch:
     advantages_B: Tensor
 
     @property
-    def targets_N(self) -> Tensor:
-        """Where the N real completion tokens lie, sequence after sequence, through all rows."""
-        steps_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
-        return (self.starts_B.unsqueeze(1) + steps_T)[self.mask_BT.bool()]
-
-    @property
     def predictions_N(self) -> Tensor:
-        """Where each of them is predicted: one before, but for the first of a completion."""
+        """Where each completion token is predicted, counting through all rows: one before it, but
+        for the first of a completion."""
         steps_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
         places_BT = self.starts_B.unsqueeze(1) + steps_T - 1
         places_BT[:, :1] = self.firsts_B.unsqueeze(1)
@@ -102,47 +103,50 @@ def micro_batches(
     groups: list[list[TokenSequence]] = []
     if sharing is not None and not packed:
         groups, sequences = sharing.split(sequences, size)
-    for chosen in _filled(sorted(groups, key=row_length), size):
+    for chosen in _filled(sorted(groups, key=lambda group: len(group[0].prompt)), size):
         yield share(chosen, pad_id=pad_id, device=device)
-    for alone in _of_like_length(sequences, size, padded=not packed):
+    for alone in _of_like_length(sequences, len, size, padded=not packed):
         yield pack(alone, device=device) if packed else pad(alone, pad_id=pad_id, device=device)
 
 
 def _of_like_length(
-    sequences: Sequence[TokenSequence], size: int, *, padded: bool
-) -> Iterator[list[TokenSequence]]:
-    """The sequences by length, in stretches of at most `size`; if they are to be padded, a stretch
-    of `ENOUGH` ends where the next one would make more than `PADDING` of it padding."""
-    stretch: list[TokenSequence] = []
+    items: Sequence[Item],
+    length: Callable[[Item], int],
+    size: int,
+    *,
+    enough: int = ENOUGH,
+    padded: bool = True,
+) -> Iterator[list[Item]]:
+    """The items by length, in stretches of at most `size`; if they are to be padded, a stretch
+    of `enough` ends where the next one would make more than `PADDING` of it padding."""
+    stretch: list[Item] = []
     tokens = 0
-    for sequence in sorted(sequences, key=len):
-        count, tokens = len(stretch) + 1, tokens + len(sequence)
-        wasteful = padded and count > ENOUGH and tokens < (1 - PADDING) * count * len(sequence)
+    for item in sorted(items, key=length):
+        count, tokens = len(stretch) + 1, tokens + length(item)
+        wasteful = padded and count > enough and tokens < (1 - PADDING) * count * length(item)
         if stretch and (count > size or wasteful):
             yield stretch
-            stretch, tokens = [], len(sequence)
-        stretch.append(sequence)
+            stretch, tokens = [], length(item)
+        stretch.append(item)
     if stretch:
         yield stretch
 
 
-def _filled(
-    groups: Sequence[list[TokenSequence]], size: int
-) -> Iterator[list[list[TokenSequence]]]:
-    """The groups, in order, in stretches of at most `size` sequences."""
-    stretch: list[list[TokenSequence]] = []
+def _filled(groups: Sequence[list[TokenSequence]], size: int) -> Iterator[list[TokenSequence]]:
+    """The sequences of the groups, in order, at most `size` at a time and no group in two parts."""
+    stretch: list[TokenSequence] = []
     for group in groups:
-        if stretch and sum(map(len, stretch)) + len(group) > size:
+        if stretch and len(stretch) + len(group) > size:
             yield stretch
             stretch = []
-        stretch.append(group)
+        stretch = stretch + group
     if stretch:
         yield stretch
 
 
 def pad(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> MicroBatch:
     """One micro-batch of these sequences, a row each."""
-    tokens_RL = _rows([s.prompt + s.completion for s in sequences], pad_id)
+    tokens_RL = _rows([_passed(s) for s in sequences], pad_id)
     longest = tokens_RL.shape[1]
     starts = [row * longest + len(s.prompt) for row, s in enumerate(sequences)]
     return _micro_batch(sequences, tokens_RL, [i - 1 for i in starts], starts, device)
@@ -150,52 +154,59 @@ def pad(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device
 
 def pack(sequences: Sequence[TokenSequence], *, device: torch.device) -> MicroBatch:
     """One micro-batch of these sequences, end to end in one row."""
-    tokens_RL = torch.tensor([[t for s in sequences for t in s.prompt + s.completion]])
-    positions_RL = torch.tensor([[i for s in sequences for i in range(len(s))]])
-    begins = accumulate(map(len, sequences[:-1]), initial=0)
+    rows = [_passed(s) for s in sequences]
+    tokens_RL = torch.tensor([[token for row in rows for token in row]])
+    positions_RL = torch.tensor([[place for row in rows for place in range(len(row))]])
+    begins = accumulate(map(len, rows[:-1]), initial=0)
     starts = [begin + len(s.prompt) for begin, s in zip(begins, sequences, strict=True)]
     firsts = [i - 1 for i in starts]
     return _micro_batch(sequences, tokens_RL, firsts, starts, device, positions_RL)
 
 
-def share(
-    groups: Sequence[Sequence[TokenSequence]], *, pad_id: int, device: torch.device
-) -> MicroBatch:
-    """One micro-batch of groups of sequences, those of a group of one prompt: a row a group."""
-    prompts = [group[0].prompt for group in groups]
-    rows = [p + [t for s in g for t in s.completion] for p, g in zip(prompts, groups, strict=True)]
-    tokens_RL = _rows(rows, pad_id)
-    owners_RL = torch.full_like(tokens_RL, -1)
-    """Whose each token is: 0 the prompt's, 1, 2, … the completions', -1 nobody's."""
-    positions_RL = torch.zeros_like(tokens_RL)
-    firsts, starts = [], []
-    for row, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-        place = len(prompt)
-        owners_RL[row, :place] = 0
-        positions_RL[row, :place] = torch.arange(place)
-        for owner, sequence in enumerate(group, start=1):
-            here = slice(place, place + len(sequence.completion))
-            owners_RL[row, here] = owner
-            positions_RL[row, here] = torch.arange(len(prompt), len(sequence))
-            firsts.append(row * tokens_RL.shape[1] + len(prompt) - 1)
-            starts.append(row * tokens_RL.shape[1] + place)
-            place = here.stop
-    own_RLL = owners_RL.unsqueeze(2) == owners_RL.unsqueeze(1)
-    attention_RLL = (own_RLL | (owners_RL == 0).unsqueeze(1)).tril()
+def share(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device) -> MicroBatch:
+    """One micro-batch of these sequences, each of their prompts passed once."""
+    places = {
+        prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(s.prompt) for s in sequences))
+    }
+    prompt_of = [places[tuple(s.prompt)] for s in sequences]
+    prompts_PS = _rows([list(prompt) for prompt in places], pad_id)
+    count, length = prompts_PS.shape
+    tokens = [prompts_PS.flatten()]
+    positions = [torch.arange(length).repeat(count)]
+    starts = [0] * len(sequences)
+    blocks: list[Block] = []
+    begin = count * length
+    going_on = [i for i, s in enumerate(sequences) if len(s.completion) > 1]
+    stretches = _of_like_length(
+        going_on, lambda i: len(sequences[i].completion), len(sequences), enough=ENOUGH_TO_ATTEND
+    )
+    for chosen in stretches:
+        tokens_BT = _rows([sequences[i].completion[:-1] for i in chosen], pad_id)
+        rows, longest = tokens_BT.shape
+        behind_B1 = torch.tensor([[len(sequences[i].prompt)] for i in chosen])
+        tokens.append(tokens_BT.flatten())
+        positions.append((behind_B1 + torch.arange(longest)).flatten())
+        mask_B1TL = seen_behind(behind_B1, length, longest).to(device)
+        prompts_B = torch.tensor([prompt_of[i] for i in chosen], device=device)
+        blocks.append(Block(begin, longest, prompts_B, mask_B1TL))
+        for row, i in enumerate(chosen):
+            starts[i] = begin + row * longest
+        begin += rows * longest
+    firsts = [p * length + len(s.prompt) - 1 for p, s in zip(prompt_of, sequences, strict=True)]
     return _micro_batch(
-        [sequence for group in groups for sequence in group],
-        tokens_RL,
+        sequences,
+        torch.cat(tokens).unsqueeze(0),
         firsts,
         starts,
         device,
-        positions_RL,
-        attention_RLL.unsqueeze(1),
+        torch.cat(positions).unsqueeze(0),
+        SharedLayout(count, length, tuple(blocks)),
     )
 
 
-def row_length(group: Sequence[TokenSequence]) -> int:
-    """Tokens of a group of one prompt in a row of its own."""
-    return len(group[0].prompt) + sum(len(s.completion) for s in group)
+def _passed(sequence: TokenSequence) -> list[int]:
+    """What a forward pass has to see of a sequence."""
+    return sequence.prompt + sequence.completion[:-1]
 
 
 def _rows(rows: Sequence[list[int]], pad_id: int) -> Tensor:
@@ -213,7 +224,7 @@ def _micro_batch(
     starts: list[int],
     device: torch.device,
     positions_RL: Tensor | None = None,
-    attention_R1LL: Tensor | None = None,
+    shared: SharedLayout | None = None,
 ) -> MicroBatch:
     """All forms alike: what is known of each completion token, aligned to the longest."""
     longest = max(len(s.completion) for s in sequences)
@@ -229,9 +240,12 @@ def _micro_batch(
     return MicroBatch(
         tokens_RL=tokens_RL.to(device),
         position_ids_RL=None if positions_RL is None else positions_RL.to(device),
-        attention_R1LL=None if attention_R1LL is None else attention_R1LL.to(device),
+        shared=shared,
         firsts_B=torch.tensor(firsts, device=device),
         starts_B=torch.tensor(starts, device=device),
+        targets_N=torch.tensor(
+            [t for s in sequences for t in s.completion], dtype=torch.long, device=device
+        ),
         mask_BT=mask.to(device),
         behaviour_BT=behaviour.to(device),
         weights_BT=weights.to(device),

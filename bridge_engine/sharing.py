@@ -1,10 +1,10 @@
 """A group's prompt passed once for all its completions, where that saves computing.
 
 Group-based RL trains on G completions of each prompt, and a pass over padded sequences computes the
-prompt G times over. With its completions end to end behind one prompt, each blind to the others,
-the same log-probabilities and gradients come out of 1/G of the prompt's work. The price is
-attention over a row as long as all of them together, which grows with its square: for short
-prompts or long completions it costs more than it saves, so each group is weighed.
+prompt G times over. Passed once, with all completions attending to it (`bridge_engine.attention`),
+it makes the same log-probabilities and gradients from 1/G of its work. The price is attention with
+a mask, which computes the half that causal attention skips: for a short prompt before long
+completions it costs more than it saves, so each group is weighed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bridge_engine.logprobs import completion_logprobs
-from bridge_engine.sequences import TokenSequence, pad, row_length, share
+from bridge_engine.sequences import TokenSequence, pad, share
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,14 @@ class Sharing:
     """Of a token attending to one other, in all layers."""
 
     def pays(self, group: Sequence[TokenSequence]) -> bool:
-        """Is a row of all of them cheaper than a row each? (In a row each, causal attention skips
-        what comes after; with a mask, it computes all pairs.)"""
-        row = row_length(group)
-        shared = row * (self.token + self.pair * row)
-        alone = sum(len(s) * (self.token + self.pair * len(s) / 2) for s in group)
+        """Is passing the prompt once cheaper than passing it with each of its completions?"""
+        prompt = len(group[0].prompt)
+        shared = prompt * (self.token + self.pair * prompt / 2)
+        alone = 0.0
+        for completion in (len(s.completion) for s in group):
+            whole = prompt + completion
+            shared += completion * (self.token + self.pair * whole)
+            alone += whole * (self.token + self.pair * whole / 2)
         return shared < alone
 
     def split(
@@ -75,13 +78,16 @@ def sharing_of(model: Any) -> Sharing | None:
 
 @torch.no_grad()
 def _agrees(model: Any) -> bool:
-    """Does a family that takes no such masks, or not as they are meant, give itself away?"""
+    """Does a family whose attention is another, or is not told of the layout, give itself away?"""
     device = next(model.parameters()).device
     size = model.config.get_text_config().vocab_size
     group = [
         TokenSequence([t % size for t in (1, 2, 3)], [t % size for t in completion])
         for completion in ((4, 5, 6, 7), (9, 8), (4, 9, 5))
     ]
-    one, _ = completion_logprobs(model, share([group], pad_id=0, device=device))
+    try:
+        one, _ = completion_logprobs(model, share(group, pad_id=0, device=device))
+    except TypeError:  # its modules take no word of a layout along
+        return False
     other, _ = completion_logprobs(model, pad(group, pad_id=0, device=device))
     return bool((one - other).norm() <= 1e-2 * other.norm())

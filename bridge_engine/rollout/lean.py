@@ -44,16 +44,30 @@ def decoder(model: Any) -> Decoder:
     return LeanDecoder(model) if _agreeing[model] else ModuleDecoder(model)
 
 
+def compute_dtype(model: Any) -> torch.dtype:
+    """What products and attention are computed in: autocast's dtype, or that of the weights."""
+    device = model.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    dtype: torch.dtype = model.dtype
+    return dtype
+
+
 class LeanDecoder:
-    """A `Decoder` on weights read from the model once, when it is made."""
+    """A `Decoder` on weights read from the model once, when it is made.
+
+    Under autocast as the modules do it: products and attention in its dtype, what is between them
+    in that of the weights.
+    """
 
     def __init__(self, model: Any) -> None:
         inner = model.model
+        self.dtype = compute_dtype(model)
         self.embedding = inner.embed_tokens.weight
         self.rotary = inner.rotary_emb
-        self.blocks = [_Block(layer, model.config) for layer in inner.layers]
+        self.blocks = [_Block(layer, model.config, self.dtype) for layer in inner.layers]
         self.norm = inner.norm
-        self.head = _product([model.lm_head])
+        self.head = _product([model.lm_head], self.dtype)
 
     @torch.inference_mode()
     def start(self, prompts: Prompts, rows_R: Tensor, room: int) -> Tensor:
@@ -100,7 +114,7 @@ class LeanDecoder:
     def _look(self) -> None:
         """What is added to attention scores, for each key head of each row."""
         block = self.blocks[0]
-        bias_R11L = additive(self.mask_RL, self.embedding.dtype)
+        bias_R11L = additive(self.mask_RL, self.dtype)
         groups = block.heads // block.key_heads
         self.bias_NGL = bias_R11L.expand(-1, block.key_heads, groups, -1).flatten(0, 1)
 
@@ -112,7 +126,7 @@ class LeanDecoder:
 class _Block:
     """One layer, and the keys and values that it has seen."""
 
-    def __init__(self, layer: Any, config: Any) -> None:
+    def __init__(self, layer: Any, config: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.depth: int = attention.head_dim
         self.heads: int = config.num_attention_heads
@@ -122,10 +136,11 @@ class _Block:
         self.norm_between = layer.post_attention_layernorm
         self.norm_q = getattr(attention, "q_norm", None)  # Qwen3's
         self.norm_k = getattr(attention, "k_norm", None)
-        self.qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = _product([attention.o_proj])
-        self.gate_up = _product([mlp.gate_proj, mlp.up_proj])
-        self.down = _product([mlp.down_proj])
+        self.dtype = dtype
+        self.qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = _product([attention.o_proj], dtype)
+        self.gate_up = _product([mlp.gate_proj, mlp.up_proj], dtype)
+        self.down = _product([mlp.down_proj], dtype)
 
     def read(self, x_PLD: Tensor, turns: Turns, mask_P1LL: Tensor) -> Tensor:
         """Prompts, from their beginning."""
@@ -171,7 +186,7 @@ class _Block:
         )
         if self.norm_q is not None:
             q, k = _normed(q, self.norm_q), _normed(k, self.norm_k)
-        return _turned(q, *turns), _turned(k, *turns), v
+        return _turned(q, *turns).to(self.dtype), _turned(k, *turns).to(self.dtype), v
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         (written,) = self.out(attended)
@@ -182,17 +197,24 @@ class _Block:
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    weight = norm.weight
+    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, norm.variance_epsilon)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads turned to their tokens' positions; the sign of the second half is in `sin`."""
+    x = x.to(cos.dtype)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _product(layers: Sequence[Any]) -> Callable[[Tensor], Sequence[Tensor]]:
+def _product(layers: Sequence[Any], dtype: torch.dtype) -> Callable[[Tensor], Sequence[Tensor]]:
     """One input through these linear layers, with the adapters that are in use."""
-    return pack([_weight(layer) for layer in layers], [_linear(layer).bias for layer in layers])
+    biases = [_linear(layer).bias for layer in layers]
+    product = pack(
+        [_weight(layer).to(dtype) for layer in layers],
+        [None if bias is None else bias.to(dtype) for bias in biases],
+    )
+    return lambda x: product(x.to(dtype))
 
 
 def _linear(layer: Any) -> Any:
@@ -209,7 +231,7 @@ def _weight(layer: Any) -> Tensor:
 
 def _is_known(model: Any) -> bool:
     """Is this one of the families, in every respect that a configuration can change?"""
-    if type(model) not in FAMILIES or torch.is_autocast_enabled(model.device.type):
+    if type(model) not in FAMILIES:
         return False
     config = model.config
     rope = config.rope_parameters
@@ -246,5 +268,5 @@ def _agrees(model: Any) -> bool:
     for layer in model.modules():
         if isinstance(layer, LoraLinear):
             layer.merged = None  # two copies of the weights at once would be one too many
-    limit = 1e-3 if model.dtype == torch.float32 else 1e-1  # two ways round differently
+    limit = 1e-3 if compute_dtype(model) == torch.float32 else 1e-1  # two ways round differently
     return bool((logits(LeanDecoder(model)) - expected).norm() <= limit * expected.norm())

@@ -190,7 +190,8 @@ def inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
     """
     if weights_RV.shape[-1] <= BLOCK:
         return _search(weights_RV, uniforms_R1.double())[0]
-    padded_RV = F.pad(weights_RV, (0, -weights_RV.shape[-1] % BLOCK))
+    missing = -weights_RV.shape[-1] % BLOCK
+    padded_RV = F.pad(weights_RV, (0, missing)) if missing else weights_RV  # it would copy all
     blocks_RNK = padded_RV.view(len(padded_RV), -1, BLOCK)
     block_R1, uniforms_R1 = _search(blocks_RNK.sum(-1), uniforms_R1.double())
     inside_RK = blocks_RNK.gather(1, block_R1.unsqueeze(-1).expand(-1, 1, BLOCK)).squeeze(1)

@@ -207,6 +207,16 @@ def test_parameters_that_are_not_finite_never_reach_a_checkpoint():
         parameters.ascend(Vector([torch.full((3,), 2.0)]))
 
 
+def test_infinities_that_cancel_are_not_finite_and_large_parameters_are():
+    sgd = OptimizerSpec(name="sgd", max_grad_norm=None)
+    large = torch.nn.Parameter(torch.full((4,), 3e38))  # whose sum is none in float32
+    ParameterSet("student", [large], sgd, 0.1).ascend(Vector([torch.ones(4)]))
+    tensor = torch.nn.Parameter(torch.zeros(2))
+    parameters = ParameterSet("student", [tensor], sgd, 3e38)
+    with pytest.raises(EngineError, match="student's parameters are not finite"):
+        parameters.ascend(Vector([torch.tensor([2.0, -2.0])]))
+
+
 def test_adam_follows_its_betas_and_the_warmup_by_hand():
     spec = OptimizerSpec(betas=(0.8, 0.95), warmup_steps=2, max_grad_norm=None)
     tensor = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))

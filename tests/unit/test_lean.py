@@ -114,6 +114,21 @@ def test_in_bfloat16_lean_logits_are_as_near_the_exact_ones_as_the_modules(kind)
     assert (ours - exact).norm() <= 1.25 * (theirs - exact).norm()
 
 
+@pytest.mark.parametrize("kind", KNOWN)
+def test_under_autocast_lean_logits_are_as_near_the_exact_ones_as_the_modules(kind):
+    """As a full student of float32 weights is sampled that computes in bfloat16."""
+    model = model_of(*KNOWN[kind])
+    made = adapted(model)
+    with made.using("teacher", merged=True):
+        exact = torch.cat(written(ModuleDecoder(model)))
+    using = made.using("teacher", merged=True, dtype=torch.bfloat16)
+    with using, torch.autocast("cpu", torch.bfloat16):
+        decoder = lean.decoder(model)
+        assert isinstance(decoder, lean.LeanDecoder)
+        ours, theirs = (torch.cat(written(d)).float() for d in (decoder, ModuleDecoder(model)))
+    assert 0 < (ours - exact).norm() <= 1.25 * (theirs - exact).norm()
+
+
 @pytest.mark.parametrize("why", UNKNOWN)
 def test_what_lean_decoding_does_not_know_is_left_to_the_modules(why):
     model = model_of(*UNKNOWN[why])

@@ -1,11 +1,16 @@
 """Completions that share a prompt in one pass are what each is by itself, and it is done where it
 saves computing."""
 
+import copy
+import random
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from bridge_engine import recomputation
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.methods import METHODS
 from bridge_engine.sequences import TokenSequence, micro_batches, share
@@ -33,7 +38,7 @@ def flat(groups):
 
 
 def share_all(groups):
-    return share(groups, pad_id=0, device=CPU)
+    return share(flat(groups), pad_id=0, device=CPU)
 
 
 @pytest.mark.parametrize("name", ["Qwen2", "Llama", "Qwen3"])
@@ -60,6 +65,34 @@ def test_what_one_completion_says_changes_no_bit_of_the_others():
         two, _ = completion_logprobs(model, share_all(other))
     assert not torch.isclose(one[0, :5], two[0, :5]).any()
     assert torch.equal(one[1:], two[1:])
+
+
+def test_completions_of_any_length_are_one_sequence_at_a_time_with_little_padding():
+    rng = random.Random(1)
+    prompts = [[rng.randrange(2, 22) for _ in range(n)] for n in (3, 11, 6)]
+    sequences = [
+        TokenSequence(prompt, [rng.randrange(2, 22) for _ in range(rng.choice((1, 3, 9, 30)))])
+        for prompt in prompts
+        for _ in range(16)
+    ]
+    rng.shuffle(sequences)
+    model = family("Qwen3", "sdpa")
+    batch = share(sequences, pad_id=0, device=CPU)
+    assert len(batch.shared.blocks) > 1
+    real = sum(map(len, prompts)) + sum(len(s.completion) - 1 for s in sequences)
+    assert real <= batch.tokens_RL.numel() < 1.2 * real
+    assert_same(ours(model, batch, sequences), one_at_a_time(model, sequences), 1e-6)
+
+
+def test_activations_computed_again_are_those_that_were_dropped():
+    model = copy.deepcopy(family("Llama", "sdpa"))
+    kept = ours(model, share_all(GROUPS), flat(GROUPS))
+    recomputation.enable(model)
+    calls = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    again = ours(model, share_all(GROUPS), flat(GROUPS))
+    assert len(calls) == 2, "nothing was computed again"
+    assert_same(again, kept, 0.0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64])
@@ -106,7 +139,7 @@ def test_it_pays_for_long_prompts_and_not_for_one_completion_or_long_ones():
     assert three_billion.pays(group(300, 200))
     assert not three_billion.pays(group(300, 200, count=1))
     assert not three_billion.pays(group(100, 3000))
-    assert not Sharing(token=1.5e6, pair=2048.0).pays(group(11, 32))  # bridge-tiny's own
+    assert Sharing(token=1.5e6, pair=2048.0).pays(group(11, 32))  # bridge-tiny's own
 
 
 def test_costs_are_those_of_the_model():
@@ -133,3 +166,22 @@ def test_costs_are_those_of_the_model():
 )
 def test_another_attention_is_left_alone(name, attention, quirks):
     assert sharing_of(family(name, attention, **quirks)) is None
+
+
+@pytest.mark.parametrize("deaf", ["ignores the layout", "refuses it"])
+def test_a_model_whose_attention_is_not_told_who_belongs_to_whom_is_left_alone(deaf, monkeypatch):
+    model = family("Qwen2", "sdpa")
+    assert sharing_of(model) is not None
+    if deaf == "ignores the layout":
+        known = AttentionInterface._global_mapping
+        monkeypatch.setitem(known, "sdpa", sdpa_attention_forward)
+    else:
+        inner = model.base_model.forward
+        monkeypatch.setattr(
+            model.base_model,
+            "forward",
+            lambda input_ids, position_ids, use_cache, attention_mask=None: inner(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask
+            ),
+        )
+    assert sharing_of(model) is None
