@@ -42,11 +42,11 @@ class SharedLayout:
     blocks: tuple[Block, ...]
 
 
-def seen_behind(prompts_B1: Tensor, padded: int, length: int) -> Tensor:
+def seen_behind(lengths_B1: Tensor, padded: int, length: int) -> Tensor:
     """The mask of completions of so many tokens behind prompts of those lengths, which are padded
     to one."""
-    prompt_BTL = (torch.arange(padded) < prompts_B1).unsqueeze(1).expand(-1, length, -1)
-    own_BTL = torch.ones(length, length, dtype=torch.bool).tril().expand(len(prompts_B1), -1, -1)
+    prompt_BTL = (torch.arange(padded) < lengths_B1).unsqueeze(1).expand(-1, length, -1)
+    own_BTL = torch.ones(length, length, dtype=torch.bool).tril().expand(len(lengths_B1), -1, -1)
     return torch.cat((prompt_BTL, own_BTL), 2).unsqueeze(1)
 
 

@@ -103,7 +103,7 @@ def micro_batches(
     groups: list[list[TokenSequence]] = []
     if sharing is not None and not packed:
         groups, sequences = sharing.split(sequences, size)
-    for chosen in _filled(sorted(groups, key=lambda group: len(group[0].prompt)), size):
+    for chosen in _filled(groups, size):
         yield share(chosen, pad_id=pad_id, device=device)
     for alone in _of_like_length(sequences, len, size, padded=not packed):
         yield pack(alone, device=device) if packed else pad(alone, pad_id=pad_id, device=device)
@@ -133,13 +133,24 @@ def _of_like_length(
 
 
 def _filled(groups: Sequence[list[TokenSequence]], size: int) -> Iterator[list[TokenSequence]]:
-    """The sequences of the groups, in order, at most `size` at a time and no group in two parts."""
+    """The sequences of the groups, by the length of their prompts, at most `size` at a time and no
+    group in two parts; what their prompts would be padded with is kept low as by `_of_like_length`,
+    but for a few sequences much of it is too much as well."""
     stretch: list[TokenSequence] = []
-    for group in groups:
-        if stretch and len(stretch) + len(group) > size:
+    prompts: list[int] = []
+    tokens = 0
+    for group in sorted(groups, key=lambda group: len(group[0].prompt)):
+        longest = len(group[0].prompt)
+        more = longest + sum(len(s.completion) for s in group)
+        padding = sum(longest - prompt for prompt in prompts)
+        limit = PADDING if len(stretch) >= ENOUGH else 5 * PADDING
+        wasteful = padding > limit * (tokens + more)
+        if stretch and (wasteful or len(stretch) + len(group) > size):
             yield stretch
-            stretch = []
+            stretch, prompts, tokens = [], [], 0
         stretch = stretch + group
+        prompts.append(longest)
+        tokens += more
     if stretch:
         yield stretch
 

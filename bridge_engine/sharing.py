@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import AttentionInterface
 
+from bridge_engine.attention import attend
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.sequences import TokenSequence, pad, share
 
@@ -69,25 +72,56 @@ def sharing_of(model: Any) -> Sharing | None:
         return None
     if not _agrees(model):
         return None
-    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
-    linear = sum(p.numel() for p in model.parameters() if p not in embeddings)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return Sharing(token=2.0 * linear, pair=4.0 * width * config.num_hidden_layers)
+    return Sharing(
+        token=2.0 * _weights_a_token_meets(model, config),
+        pair=4.0 * width * config.num_hidden_layers,
+    )
+
+
+def _weights_a_token_meets(model: Any, config: Any) -> float:
+    """Parameters but the embeddings; of experts, as many as a token is sent to."""
+    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((n for n in (getattr(config, name, None) for name in names) if n), 1)
+    met: float = (getattr(config, "num_experts_per_tok", None) or experts) / experts
+    weights: float = sum(
+        parameter.numel() * (met if ".experts." in name else 1.0)
+        for name, parameter in model.named_parameters()
+        if parameter not in embeddings
+    )
+    return weights
 
 
 @torch.no_grad()
 def _agrees(model: Any) -> bool:
-    """Does a family whose attention is another, or is not told of the layout, give itself away?"""
+    """Is each of its layers told of the layout, and does it then say what it says of each sequence
+    by itself?"""
     device = next(model.parameters()).device
-    size = model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
     group = [
-        TokenSequence([t % size for t in (1, 2, 3)], [t % size for t in completion])
-        for completion in ((4, 5, 6, 7), (9, 8), (4, 9, 5))
+        TokenSequence([t % config.vocab_size for t in prompt], [t % config.vocab_size for t in end])
+        for prompt in ((1, 2, 3), (8, 2, 1, 5, 7))
+        for end in ((4, 5, 6, 7), (9, 8), (4, 9, 5))
     ]
+    told = 0
+
+    def counted(*given: Any, **options: Any) -> tuple[Tensor, None]:
+        nonlocal told
+        told += "shared" in options
+        return attend(*given, **options)
+
+    AttentionInterface.register("sdpa", counted)
     try:
         one, _ = completion_logprobs(model, share(group, pad_id=0, device=device))
-    except TypeError:  # its modules take no word of a layout along
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever such a model makes of a layout: it is passed without
+        return False
+    finally:
+        AttentionInterface.register("sdpa", attend)
+    if told != config.num_hidden_layers:
         return False
     other, _ = completion_logprobs(model, pad(group, pad_id=0, device=device))
     return bool((one - other).norm() <= 1e-2 * other.norm())

@@ -224,6 +224,18 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(undisturbed, tmp_path, 
     assert [e.seq for e in run.events()] == list(range(1, len(run.events()) + 1))
 
 
+def test_ranks_agree_that_a_share_of_one_is_not_finite():
+    """Or one would fail and the others wait for it."""
+    script = ENGINE.with_name("rank_shards.py")
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    for rank in (0, 1):  # whose lines may stand in one
+        assert f"rank {rank}: non_finite_parameters" in done.stdout, done.stderr[-3000:]
+
+
 @pytest.mark.timeout(900)  # a minute or two where nothing else runs
 def test_every_method_resumes_bitwise_with_two_processes(tmp_path):
     script = ENGINE.with_name("rank_resume.py")

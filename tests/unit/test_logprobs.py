@@ -32,7 +32,7 @@ UNEVEN = [
 @functools.cache
 def family(name, attention="eager", dtype=torch.float64, **quirks):
     torch.manual_seed(0)
-    config = getattr(tf, f"{name}Config")(**{**SIZES, **FAMILIES[name], **quirks})
+    config = getattr(tf, f"{name}Config")(**{**SIZES, **FAMILIES.get(name, {}), **quirks})
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model.to(dtype).eval()
 

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bridge_engine import recomputation
 from bridge_engine.logprobs import completion_logprobs
@@ -82,6 +80,18 @@ def test_completions_of_any_length_are_one_sequence_at_a_time_with_little_paddin
     real = sum(map(len, prompts)) + sum(len(s.completion) - 1 for s in sequences)
     assert real <= batch.tokens_RL.numel() < 1.2 * real
     assert_same(ours(model, batch, sequences), one_at_a_time(model, sequences), 1e-6)
+
+
+def test_one_long_prompt_pads_no_others():
+    short = [TokenSequence([i, 3], [4] * 5) for i in range(20) for _ in range(2)]
+    long = [TokenSequence([5] * 500, [6] * 5) for _ in range(2)]
+    found = list(micro_batches(short + long, 64, pad_id=0, device=CPU, sharing=FREE))
+    assert [len(batch.mask_BT) for batch in found] == [40, 2]
+    few = list(micro_batches(short[:4] + long, 64, pad_id=0, device=CPU, sharing=FREE))
+    assert [len(batch.mask_BT) for batch in few] == [4, 2]
+    alike = [TokenSequence([5] * n, [6] * 30) for n in range(8, 18) for _ in range(4)]
+    (one,) = micro_batches(alike, 64, pad_id=0, device=CPU, sharing=FREE)
+    assert len(one.mask_BT) == 40
 
 
 def test_activations_computed_again_are_those_that_were_dropped():
@@ -168,20 +178,30 @@ def test_another_attention_is_left_alone(name, attention, quirks):
     assert sharing_of(family(name, attention, **quirks)) is None
 
 
-@pytest.mark.parametrize("deaf", ["ignores the layout", "refuses it"])
+@pytest.mark.parametrize("deaf", ["drops the layout", "refuses it", "breaks on it"])
 def test_a_model_whose_attention_is_not_told_who_belongs_to_whom_is_left_alone(deaf, monkeypatch):
-    model = family("Qwen2", "sdpa")
+    # of logits so alike that no difference would give it away
+    model = family("Qwen2", "sdpa", initializer_range=1e-4)
     assert sharing_of(model) is not None
-    if deaf == "ignores the layout":
-        known = AttentionInterface._global_mapping
-        monkeypatch.setitem(known, "sdpa", sdpa_attention_forward)
-    else:
-        inner = model.base_model.forward
-        monkeypatch.setattr(
-            model.base_model,
-            "forward",
-            lambda input_ids, position_ids, use_cache, attention_mask=None: inner(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask
-            ),
-        )
+    inner = model.base_model.forward
+
+    def forward(input_ids, position_ids, use_cache, attention_mask=None, **more):
+        if more and deaf == "breaks on it":
+            raise ValueError("too many values to unpack")
+        assert not more or deaf == "drops the layout"
+        return inner(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
+
+    def strict(input_ids, position_ids, use_cache, attention_mask=None):
+        return forward(input_ids, position_ids, use_cache, attention_mask)
+
+    monkeypatch.setattr(model.base_model, "forward", strict if deaf == "refuses it" else forward)
     assert sharing_of(model) is None
+
+
+def test_of_experts_those_count_that_a_token_is_sent_to():
+    sizes = {"num_local_experts": 8, "num_experts_per_tok": 2}
+    model = family("Mixtral", "sdpa", torch.float32, **sizes)
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    whole = sum(p.numel() for p in model.model.layers.parameters())
+    assert experts > whole / 2
+    assert sharing_of(model).token == pytest.approx(2 * (whole - experts * 0.75), rel=0.01)
