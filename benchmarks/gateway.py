@@ -9,6 +9,13 @@ round, so that other work on the machine hits them alike. Figures are medians ov
 tokens a second and the median time to a whole answer; what the gateway costs is the median of what
 it cost in each round. Where the machine is busy, waiting for a core is most of that; CPU time
 depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use.
+
+What a change to the gateway is worth shows `--beside`, another checkout, whose gateway is asked in
+the same rounds. Of a model with more than a few million parameters, `--no-local` and a few requests
+are enough for a while:
+
+    python -m benchmarks.gateway --vllm … --model smollm2-135m-instruct --no-local \\
+        --concurrency 1 8 --rounds 2 --requests 16 --tokens 24
 """
 
 from __future__ import annotations
@@ -59,6 +66,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--beside", type=Path, help="a checkout, migrated as far as this one")
+    parser.add_argument("--no-local", action="store_true", help="leave out the local backend")
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = materialize_model(options.model)
@@ -74,16 +83,19 @@ def main() -> None:
         server = stack.enter_context(
             servers.vllm(options.vllm, path, options.model, options.context, 16)
         )
-        local = stack.enter_context(servers.inference())
         ours = {"base": options.model, "adapter": name}
         theirs = {"base": options.model, "adapter": there}
         front = stack.enter_context(servers.gateway(home, "vllm", server))
         ways = {
             "vLLM": Way(server, theirs, servers.KEY),
             "gateway": Way(front, ours),
-            "local": Way(local, theirs),
         }
-        _load(ways["local"], there, folders[0], options.model)
+        if options.beside is not None:
+            other = servers.gateway(home, "vllm", server, options.beside.resolve())
+            ways["beside"] = Way(stack.enter_context(other), ours)
+        if not options.no_local:
+            ways["local"] = Way(stack.enter_context(servers.inference()), theirs)
+            _load(ways["local"], there, folders[0], options.model)
         found = asyncio.run(_measure(ways, options, busy))
     _print(options, found, statistics.mean(busy))
 
@@ -150,28 +162,38 @@ def _print(options: Any, found: Found, busy: float) -> None:
         f"answer, {options.rounds} rounds of {options.requests} requests; mean load {busy:.1f} on "
         f"{psutil.cpu_count()} cores\n"
     )
-    print(
-        "| model | clients | vLLM (tokens/s, p50 ms) | gateway | throughput kept | p50 added (ms) "
-        "| its CPU (ms a request) | local | local / vLLM |\n|---|---|---|---|---|---|---|---|---|"
-    )
-    for kind in ("base", "adapter"):
-        for count in options.concurrency:
-            pairs = {way: found[way, kind, count] for way in ("vLLM", "gateway", "local")}
-            rate = {way: statistics.median(row[0] for row in rows) for way, rows in pairs.items()}
-            p50 = {
-                way: statistics.median(row[1] for row in rows) * 1e3 for way, rows in pairs.items()
-            }
-            both = list(zip(pairs["gateway"], pairs["vLLM"], strict=True))
-            kept = statistics.median(ours[0] / theirs[0] for ours, theirs in both)
-            added = statistics.median((ours[1] - theirs[1]) * 1e3 for ours, theirs in both)
-            cpu = {way: statistics.median(row[2] for row in rows) for way, rows in pairs.items()}
-            share = cpu["gateway"] / (cpu["gateway"] + cpu["vLLM"])
-            cells = [f"{rate[w]:.0f}, {p50[w]:.0f}" for w in ("vLLM", "gateway")]
-            print(
-                f"| {kind} | {count} | {' | '.join(cells)} | {kept:.0%} | {added:+.1f} | "
-                f"{cpu['gateway'] * 1e3:.1f} ({share:.0%}) | "
-                f"{rate['local']:.0f}, {p50['local']:.0f} | {rate['local'] / rate['vLLM']:.1f}× |"
-            )
+    ways = dict.fromkeys(way for way, _, _ in found)
+    for front in [way for way in ("gateway", "beside") if way in ways]:
+        print(
+            f"| model | clients | vLLM (tokens/s, p50 ms) | {front} | throughput kept | p50 added "
+            "(ms) | its CPU (ms a request) | local | local / vLLM |\n"
+            "|---|---|---|---|---|---|---|---|---|"
+        )
+        for kind in ("base", "adapter"):
+            for count in options.concurrency:
+                rows = {way: found[way, kind, count] for way in ways}
+                print(f"| {kind} | {count} | {' | '.join(_cells(rows, front))} |")
+        print()
+
+
+def _cells(rows: dict[str, list[tuple[float, float, float]]], front: str) -> list[str]:
+    """A line of the table for one gateway, behind the model and the number of clients."""
+
+    def middle(way: str, figure: int) -> float:
+        return statistics.median(row[figure] for row in rows[way])
+
+    def both(way: str) -> str:
+        return f"{middle(way, 0):.0f}, {middle(way, 1) * 1e3:.0f}"
+
+    pairs = list(zip(rows[front], rows["vLLM"], strict=True))
+    kept = statistics.median(ours[0] / theirs[0] for ours, theirs in pairs)
+    added = statistics.median((ours[1] - theirs[1]) * 1e3 for ours, theirs in pairs)
+    share = middle(front, 2) / (middle(front, 2) + middle("vLLM", 2))
+    local = ["", ""]
+    if "local" in rows:
+        local = [both("local"), f"{middle('local', 0) / middle('vLLM', 0):.1f}×"]
+    cpu = f"{middle(front, 2) * 1e3:.1f} ({share:.0%})"
+    return [both("vLLM"), both(front), f"{kept:.0%}", f"{added:+.1f}", cpu, *local]
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterat
 
 
 @contextmanager
-def gateway(home: Path, backend: str, url: str) -> Iterator[Address]:
-    """`python -m service` in front of an inference server."""
+def gateway(home: Path, backend: str, url: str, checkout: Path | None = None) -> Iterator[Address]:
+    """`python -m service` in front of an inference server; another checkout's, if one is given."""
     port = _free_port()
     environment = {
         "BRIDGE_HOME": str(home),
@@ -83,7 +83,10 @@ def gateway(home: Path, backend: str, url: str) -> Iterator[Address]:
         "BRIDGE_INFERENCE_API_KEY": KEY,
     }
     own = f"http://127.0.0.1:{port}"
-    with _process([sys.executable, "-m", "service"], own, environment, "/healthz") as address:
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
+    command = [sys.executable, "-m", "service"]
+    with _process(command, own, environment, "/healthz", checkout) as address:
         yield address
 
 
@@ -110,10 +113,15 @@ def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list
 
 @contextmanager
 def _process(
-    command: Sequence[str], url: str, environment: dict[str, str], health: str = "/health"
+    command: Sequence[str],
+    url: str,
+    environment: dict[str, str],
+    health: str = "/health",
+    folder: Path | None = None,
 ) -> Iterator[Address]:
     started = subprocess.Popen(
         command,
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

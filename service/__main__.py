@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
 
 def _serve(app: FastAPI, settings: Settings) -> None:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel("WARNING")  # or every probe of inference is a line
+    logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, timeout_graceful_shutdown=10

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import httpx
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -28,6 +27,7 @@ from service.evaluations import routes as evaluations
 from service.evaluations.routes import Regrade
 from service.generate import openai
 from service.generate import routes as generate
+from service.generate.asking import AT_ONCE
 from service.generate.backends import Backends
 from service.generate.controller import Controller
 from service.generate.openai_schemas import ChatRequest, CompletionRequest
@@ -61,18 +61,13 @@ at fault, and the `request_id` to look for in the log.
 """
 
 
-def create_app(
-    settings: Settings | None = None, *, inference_transport: httpx.AsyncBaseTransport | None = None
-) -> FastAPI:
-    """The application over the database the settings name, which must be migrated.
-
-    `inference_transport` stands in for the network between the service and the inference process.
-    """
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application over the database the settings name, which must be migrated."""
     settings = settings or get_settings()
     # The catalog looks for uploads where the environment says: it knows no settings of the service.
     os.environ["BRIDGE_UPLOADS_DIR"] = str(settings.datasets_dir)
     store = Store.from_settings(settings)
-    inference = Backends.of(settings, inference_transport)
+    inference = Backends.of(settings)
     serving = Serving(store, settings, inference)
     controller = Controller(store, serving)
 
@@ -96,15 +91,17 @@ def create_app(
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.serving, app.state.controller = serving, controller
-    app.state.generations = threading.BoundedSemaphore(generate.AT_ONCE)
+    app.state.generations = threading.BoundedSemaphore(AT_ONCE)
     app.state.grading = GradingBench()
     app.state.stopping = threading.Event()
     app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
+    for router in (openai.asking, generate.router):  # first: routes are tried in turn
+        app.include_router(router)
     health.install(app, store)  # around it: refusals are counted too
     for feature in (
         *(jobs, control, evaluations, projects, datasets, graders),
-        *(aliases, adapters, generate, openai),
+        *(aliases, adapters, openai),
     ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -79,6 +80,7 @@ class OriginMiddleware:
         return self._anywhere and (_address(name) is not None or "." not in name)
 
 
+@lru_cache(256)  # every request asks, mostly for the same few
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(name)

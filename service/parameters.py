@@ -17,6 +17,8 @@ async def known_parameters(request: Request) -> None:
     """Refuses query parameters that the route does not have, with the nearest one it has: a
     misspelt `limit` would be ignored, a misspelt `dry_run` costs hours. A FastAPI dependency
     (`async`: it waits for nothing, and otherwise would be sent through a thread each time)."""
+    if not request.scope["query_string"]:
+        return
     known = set(_names(request.scope["route"].dependant))
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     if unknown:

@@ -9,19 +9,25 @@ whoever asks us. Every failure comes out as an `ApiError` that says whose it is:
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from service.errors import ApiError
 from service.generate.answers import AnswerStream, broken, check_ends
 from service.store import AdapterRow
+from service.store.database import load_json
 
 CONNECT_SECONDS = 2.0
+IDLE_SECONDS = 4.0
+"""So long an idle connection is kept: a little less than uvicorn keeps one, which vLLM runs in."""
 ANSWER_SECONDS = 290.0
 """Loading a model the first time and a long generation both fit in; a little less than the client
 waits, so that it hears why. Of a stream: the longest silence."""
@@ -50,6 +56,24 @@ class LoadFailed(Exception):
         self.message = message
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer of the server's."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Is it what was asked for?"""
+        return _good(self.status)
+
+
+def _good(status: int) -> bool:
+    return 200 <= status < 300
+
+
 def loaded_name(adapter: AdapterRow) -> str:
     """A name for the adapter that means these weights and no others, for ever."""
     return f"{adapter.name}:{adapter.sha256[:12]}"
@@ -66,9 +90,7 @@ class InferenceBackend:
     dtype = ""
     """What it serves in, where that is known and need not be what was trained in."""
 
-    def __init__(
-        self, url: str, transport: httpx.AsyncBaseTransport | None = None, api_key: str = ""
-    ) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         self.url = url
         self.pinned: frozenset[str] = frozenset()
         """Names of adapters that never make room for others."""
@@ -76,36 +98,37 @@ class InferenceBackend:
         """Names whose canary was answered rightly since they were loaded there: nothing else may
         be asked. Kept here and not in the database, which does not see a server start anew."""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._transport = transport
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._clients: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, aiohttp.ClientSession
+        ] = weakref.WeakKeyDictionary()
 
     @property
-    def _http(self) -> httpx.AsyncClient:
-        """The running event loop's own client: connections cannot be shared between loops."""
+    def _http(self) -> aiohttp.ClientSession:
+        """The running event loop's own client: connections cannot be shared between loops. It is
+        aiohttp's, for httpx takes three times the CPU time, and more where there are many of them.
+        """
         loop = asyncio.get_running_loop()
         if (client := self._clients.get(loop)) is None:
-            client = self._clients[loop] = httpx.AsyncClient(
-                base_url=self.url,
+            client = self._clients[loop] = aiohttp.ClientSession(
                 headers=self._headers,
-                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
                 # A loopback address must never be sent through a proxy of the environment.
                 trust_env=False,
-                transport=self._transport,
             )
         return client
 
     async def close(self) -> None:
         """Closes the connections that the running event loop keeps open."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def healthy(self) -> bool:
         """Does it answer?"""
+        timeout = aiohttp.ClientTimeout(CONNECT_SECONDS)
         try:
-            return (await self._http.get("/health", timeout=CONNECT_SECONDS)).is_success
-        except httpx.HTTPError:
+            async with self._http.get(f"{self.url}/health", timeout=timeout) as response:
+                return _good(response.status)
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
     async def bases(self) -> list[str] | None:
@@ -129,31 +152,29 @@ class InferenceBackend:
     async def loaded(self) -> list[dict[str, Any]]:
         """OpenAI's card of every base model and adapter that is loaded; `ApiError` if it cannot
         say."""
-        response = await self._send("GET", "/v1/models", seconds=self.look_seconds)
-        if not response.is_success:
-            raise self._failed(response, _reason(response)[0])
-        cards: list[dict[str, Any]] = _listed(response, "data")["data"]
+        reply = await self._send("GET", "/v1/models", seconds=self.look_seconds)
+        if not reply.is_success:
+            raise self._failed(reply, _reason(reply)[0])
+        cards: list[dict[str, Any]] = _listed(reply, "data")["data"]
         return cards
 
     async def complete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer of /v1/completions or /v1/chat/completions; raises `NotLoaded`."""
-        response = await self._send("POST", path, body)
-        self._check(response)
-        answer = _listed(response, "choices")
+        reply = await self._send("POST", path, body)
+        self._check(reply)
+        answer = _listed(reply, "choices")
         check_ends(answer)
         return answer
 
     async def stream(self, path: str, body: dict[str, Any]) -> AnswerStream:
         """The same as it is written."""
-        response = await self._send("POST", path, {**body, "stream": True}, stream=True)
-        if not response.is_success:
+        with self._explained(ANSWER_SECONDS):
+            response = await self._request("POST", path, {**body, "stream": True}, ANSWER_SECONDS)
+        if not _good(response.status):
             try:
-                await response.aread()
-            except httpx.HTTPError as error:
+                self._check(await _whole(response))
+            except aiohttp.ClientError as error:
                 raise broken(str(error) or type(error).__name__) from error
-            finally:
-                await response.aclose()
-        self._check(response)
         return AnswerStream(response)
 
     async def load(self, name: str, folder: Path, adapter: AdapterRow) -> None:
@@ -173,35 +194,35 @@ class InferenceBackend:
         await self._load(LOAD, body, adapter)
 
     async def _load(self, path: str, body: dict[str, Any], adapter: AdapterRow) -> None:
-        response = await self._send("POST", path, body)
-        if not response.is_success:
-            self._not_loaded(response, _reason(response)[0], adapter)
+        reply = await self._send("POST", path, body)
+        if not reply.is_success:
+            self._not_loaded(reply, _reason(reply)[0], adapter)
 
-    def _not_loaded(self, response: httpx.Response, message: str, adapter: AdapterRow) -> None:
+    def _not_loaded(self, reply: Reply, message: str, adapter: AdapterRow) -> None:
         """Raises what the refusal to load an adapter means, unless it is loaded already: perhaps
         from another copy, but the name has the weights' digest."""
-        if response.status_code == 400 and "already" in message and "loaded" in message:
+        if reply.status == 400 and "already" in message and "loaded" in message:
             return
-        if response.status_code in (400, 404, 422):
+        if reply.status in (400, 404, 422):
             raise LoadFailed(message)
-        raise self._failed(response, message)
+        raise self._failed(reply, message)
 
     async def unload(self, name: str) -> None:
         """Drops an adapter; one that is not there is no error."""
         self.proved.discard(name)
-        response = await self._send("POST", UNLOAD, {"lora_name": name})
-        if not response.is_success and response.status_code != 404:
-            raise self._failed(response, _reason(response)[0])
+        reply = await self._send("POST", UNLOAD, {"lora_name": name})
+        if not reply.is_success and reply.status != 404:
+            raise self._failed(reply, _reason(reply)[0])
 
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
+    def _check(self, reply: Reply) -> None:
+        if reply.is_success:
             return
-        message, param = _reason(response)
-        if response.status_code == 404:
+        message, param = _reason(reply)
+        if reply.status == 404:
             raise NotLoaded(message)
-        if response.status_code in (400, 413, 422):
+        if reply.status in (400, 413, 422):
             raise ApiError(422, "cannot_generate", message, param=param)
-        raise self._failed(response, message)
+        raise self._failed(reply, message)
 
     async def _send(
         self,
@@ -209,14 +230,31 @@ class InferenceBackend:
         path: str,
         body: dict[str, Any] | None = None,
         *,
-        stream: bool = False,
         seconds: float = ANSWER_SECONDS,
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        request = self._http.build_request(method, path, json=body, timeout=timeout)
+    ) -> Reply:
+        with self._explained(seconds):
+            return await _whole(await self._request(method, path, body, seconds))
+
+    async def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float
+    ) -> aiohttp.ClientResponse:
+        """The head of the answer, once it is there."""
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        return await self._http.request(
+            method,
+            self.url + path,
+            data=content,
+            headers={"Content-Type": "application/json"} if content else None,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(None, connect=CONNECT_SECONDS, sock_read=seconds),
+        )
+
+    @contextmanager
+    def _explained(self, seconds: float) -> Iterator[None]:
+        """What becomes of a server that cannot be reached, or is silent for so long."""
         try:
-            return await self._http.send(request, stream=stream)
-        except httpx.ReadTimeout as error:
+            yield
+        except aiohttp.SocketTimeoutError as error:
             if seconds < ANSWER_SECONDS:
                 raise self._silent() from error
             raise ApiError(
@@ -224,7 +262,7 @@ class InferenceBackend:
                 "inference_timeout",
                 f"inference did not answer within {seconds:.0f} s; ask for fewer tokens",
             ) from error
-        except httpx.TransportError as error:
+        except aiohttp.ClientError as error:
             self._was_away()
             raise self._unreachable(error) from error
 
@@ -242,7 +280,7 @@ class InferenceBackend:
             outside="inference does not answer now; training goes on without it",
         )
 
-    def _unreachable(self, error: httpx.TransportError) -> ApiError:
+    def _unreachable(self, error: aiohttp.ClientError) -> ApiError:
         return ApiError(
             503,
             "inference_unreachable",
@@ -253,18 +291,22 @@ class InferenceBackend:
             outside="inference cannot be reached now; training goes on without it",
         )
 
-    def _failed(self, response: httpx.Response, message: str) -> ApiError:
-        if response.status_code in (429, 503):
-            status = response.status_code
-            after = response.headers.get("retry-after", "2")
-            return ApiError(status, "inference_busy", message, headers={"Retry-After": after})
+    def _failed(self, reply: Reply, message: str) -> ApiError:
+        if reply.status in (429, 503):
+            after = reply.headers.get("Retry-After", "2")
+            return ApiError(reply.status, "inference_busy", message, headers={"Retry-After": after})
         return ApiError(502, "inference_failed", f"inference failed: {message}")
 
 
-def _listed(response: httpx.Response, what: str) -> dict[str, Any]:
+async def _whole(response: aiohttp.ClientResponse) -> Reply:
+    async with response:
+        return Reply(response.status, response.headers, await response.read())
+
+
+def _listed(reply: Reply, what: str) -> dict[str, Any]:
     """The answer's JSON, an object with a list under `what`."""
     try:
-        answer = response.json()
+        answer = load_json(reply.content)
         if isinstance(answer[what], list):
             return dict(answer)
     except (ValueError, LookupError, TypeError):
@@ -272,12 +314,13 @@ def _listed(response: httpx.Response, what: str) -> dict[str, Any]:
     raise ApiError(502, "inference_failed", f"inference failed: it answered without any {what}")
 
 
-def _reason(response: httpx.Response) -> tuple[str, str | None]:
+def _reason(reply: Reply) -> tuple[str, str | None]:
     """The message and the field at fault, from the error shapes that vLLM has had."""
     try:
-        body = response.json()
+        body = load_json(reply.content)
     except ValueError:
-        return response.text[:500] or f"HTTP status {response.status_code}", None
+        text = reply.content.decode(errors="replace")
+        return text[:500] or f"HTTP status {reply.status}", None
     error = body.get("error", body) if isinstance(body, dict) else {}
     if not isinstance(error, dict):
         return str(error), None

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
-
 from service.errors import ApiError
 from service.generate.backend import InferenceBackend
 from service.generate.vllm import VllmBackend
@@ -31,12 +29,12 @@ class Backends:
         self.servers = list(servers)
 
     @classmethod
-    def of(cls, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Backends:
-        """Those that the settings name. `transport` stands in for the network to them."""
+    def of(cls, settings: Settings) -> Backends:
+        """Those that the settings name."""
         if settings.inference_backend == "local":
-            return cls([InferenceBackend(settings.inference_url, transport)])
+            return cls([InferenceBackend(settings.inference_url)])
         key = settings.inference_api_key.get_secret_value()
-        how = (transport, key, settings.inference_max_adapters, settings.inference_dtype)
+        how = (key, settings.inference_max_adapters, settings.inference_dtype)
         return cls([VllmBackend(url, *how) for url in settings.inference_urls])
 
     async def bases(self) -> Bases:
@@ -62,7 +60,11 @@ class Backends:
             except ApiError as error:
                 return error
 
-        found = await asyncio.gather(*map(of, self.servers))
+        found: list[list[str] | ApiError | None]
+        if len(self.servers) == 1:  # as mostly, and every request asks: a task each would be dear
+            found = [await of(self.servers[0])]
+        else:
+            found = await asyncio.gather(*map(of, self.servers))
         return list(zip(self.servers, found, strict=True))
 
     async def serving(self, model: str) -> InferenceBackend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 from fastapi import Request
@@ -38,14 +39,17 @@ async def _left(request: Request) -> None:
 class EventStream(StreamingResponse):
     """Server-sent events; `close` is awaited however it ends, even before it began."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._close = close
+        self.at_the_end = ExitStack()
+        """What is given back then."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The whole of it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.shield(self._close())
+        with self.at_the_end:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await asyncio.shield(self._close())

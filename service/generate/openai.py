@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -15,17 +15,19 @@ from service.body import parse
 from service.context import StoreDep
 from service.errors import ApiError, responses
 from service.generate.answers import AnswerStream
+from service.generate.asking import AskingRoute, Body, serving_of
 from service.generate.backends import Bases
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.openai_schemas import ChatRequest, CompletionRequest, Model, ModelList
 from service.generate.pieces import Piece, chat_choice, read, text_choice
 from service.generate.prompting import adapter_template, templated
-from service.generate.routes import DONE, Body, ServingDep, event, logprobs_for, place, route_of
-from service.generate.serving import Target, base_names
+from service.generate.routes import DONE, event, logprobs_for, route_of
+from service.generate.serving import Serving, Target, base_names
 from service.openai_errors import as_openai
 from service.store import Store
 
 router = APIRouter(prefix="/v1", tags=["openai"])
+asking = APIRouter(prefix="/v1", tags=["openai"], route_class=AskingRoute)
 
 ADAPTERS = 200
 """So many of the newest adapters are listed; the older ones answer all the same."""
@@ -37,9 +39,9 @@ def _body_of(name: str) -> dict[str, Any]:
 
 
 @router.get("/models", operation_id="openai_models", summary="Models", responses=responses())
-async def models(store: StoreDep, serving: ServingDep) -> ModelList:
+async def models(request: Request, store: StoreDep) -> ModelList:
     """Base models, the newest adapters (with their `parent`), and aliases (with their `root`)."""
-    bases = await serving.backends.bases()
+    bases = await serving_of(request).backends.bases()
     return ModelList(data=await run_in_threadpool(_models, store, bases))
 
 
@@ -49,9 +51,9 @@ async def models(store: StoreDep, serving: ServingDep) -> ModelList:
     summary="One model",
     responses=responses(404),
 )
-async def model(model: str, serving: ServingDep) -> Model:
+async def model(request: Request, model: str) -> Model:
     """One base model or adapter."""
-    target = await serving.target(None, model)
+    target = await serving_of(request).target(None, model)
     if target.adapter is None:
         return Model(id=target.base_model, created=0)
     created = int(target.adapter.created_at.timestamp())
@@ -82,18 +84,17 @@ def _models(store: Store, served: Bases) -> list[Model]:
     return [*bases, *named, *adapters]
 
 
-@router.post(
+@asking.post(
     "/completions",
     operation_id="openai_completions",
     summary="Continue a text",
     response_model=None,
     responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
-    dependencies=[Depends(place)],
     openapi_extra=_body_of("CompletionRequest"),
 )
-async def completions(body: Body, request: Request, serving: ServingDep) -> Any:
+async def completions(request: Request, body: Body) -> Response:
     """The prompt is continued as it is; use /generate or a chat for an adapter's own template."""
-    wanted = parse(body, CompletionRequest)
+    wanted, serving = parse(body, CompletionRequest), serving_of(request)
     target = await serving.target(None, wanted.model)
     asked: dict[str, Any] = {**wanted.sampling(), "prompt": wanted.prompt}
     if wanted.logprobs is not None:
@@ -102,19 +103,18 @@ async def completions(body: Body, request: Request, serving: ServingDep) -> Any:
     return await _answer(serving, target, asked, wanted, shape, request)
 
 
-@router.post(
+@asking.post(
     "/chat/completions",
     operation_id="openai_chat_completions",
     summary="Answer a conversation",
     response_model=None,
     responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
-    dependencies=[Depends(place)],
     openapi_extra=_body_of("ChatRequest"),
 )
-async def chat_completions(body: Body, request: Request, serving: ServingDep) -> Any:
+async def chat_completions(request: Request, body: Body) -> Response:
     """The conversation goes through the base model's chat template. An adapter that was trained on
     plain prompts gets the user's message in the template of its training."""
-    wanted = parse(body, ChatRequest)
+    wanted, serving = parse(body, ChatRequest), serving_of(request)
     if wanted.top_logprobs is not None and not wanted.logprobs:
         raise ApiError(
             422, "impossible_combination", "top_logprobs needs logprobs", param="top_logprobs"
@@ -162,22 +162,22 @@ class _Shape:
         choices = [self._choice(read(choice), streamed=False) for choice in answer["choices"]]
         return {**self._head, "object": self._kind, "choices": choices, "usage": answer["usage"]}
 
-    def opening(self, index: int) -> str:
+    def opening(self, index: int) -> bytes:
         """Who speaks."""
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": index, "delta": delta, "finish_reason": None}])
 
-    def chunk(self, chunk: dict[str, Any]) -> str | None:
-        """One chunk of the backend's; None where it says nothing."""
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        """One chunk of the backend's; empty where it says nothing."""
         read_ones = [read(choice) for choice in chunk["choices"]]
         told = [p for p in read_ones if p.text or p.finish_reason or p.logprobs]
         usage = chunk.get("usage")
         if not told and not usage:
-            return None
+            return b""
         more = {"usage": usage} if usage else {}
         return self._chunk([self._choice(piece, streamed=True) for piece in told], **more)
 
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self.chat else self._kind
         return event({**self._head, "object": kind, "choices": choices, **more})
 
@@ -188,13 +188,13 @@ class _Shape:
 
 
 async def _answer(
-    serving: ServingDep,
+    serving: Serving,
     target: Target,
     asked: dict[str, Any],
     wanted: ChatRequest | CompletionRequest,
     shape: _Shape,
     request: Request,
-) -> Any:
+) -> Response:
     path = route_of(asked)
     if not wanted.stream:
         answer = await unless_hung_up(request, serving.complete(target, path, asked))
@@ -207,13 +207,13 @@ async def _answer(
 
 async def _events(
     opened: AnswerStream, shape: _Shape, n: int, request: Request
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     if shape.chat:
         for index in range(n):
             yield shape.opening(index)
     try:
-        async for chunk in opened.chunks():
-            if (said := shape.chunk(chunk)) is not None:
+        async for chunks in opened.chunks():
+            if said := b"".join(map(shape.chunk, chunks)):
                 yield said
     except ApiError as error:
         request_id = request.state.request_id

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, cast
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
 
-from service.body import parse, read_body
+from service.body import parse
 from service.errors import ApiError, problem, responses
 from service.generate.answers import AnswerStream
+from service.generate.asking import AskingRoute, Body, serving_of
 from service.generate.hanging_up import EventStream, unless_hung_up
 from service.generate.pieces import read
 from service.generate.prompting import adapter_template, templated
 from service.generate.schemas import EXAMPLES, GenerateRequest, Generation
-from service.generate.serving import Serving, Target
+from service.generate.serving import Target
 
-router = APIRouter(tags=["generate"])
-
-AT_ONCE = 256
-"""Requests that may wait for inference at the same time. Waiting costs a connection and no thread;
-the inference process has a line of its own and says when that is full."""
-
-
-async def _serving(request: Request) -> Serving:
-    return cast(Serving, request.app.state.serving)
-
-
-Body = Annotated[tuple[bytes, str], Depends(read_body)]
-ServingDep = Annotated[Serving, Depends(_serving)]
-
-
-async def place(request: Request, _: Body) -> AsyncIterator[None]:
-    """Taken once the body is there: who sends slowly keeps nobody waiting."""
-    places = cast(threading.BoundedSemaphore, request.app.state.generations)
-    if not places.acquire(blocking=False):
-        raise ApiError(
-            429,
-            "too_many_generations",
-            f"{AT_ONCE} generations are running or waiting already; try again in a few seconds",
-            headers={"Retry-After": "2"},
-        )
-    try:
-        yield
-    finally:
-        places.release()
+router = APIRouter(tags=["generate"], route_class=AskingRoute)
 
 
 @router.post(
@@ -56,7 +28,6 @@ async def place(request: Request, _: Body) -> AsyncIterator[None]:
     summary="Generate text",
     response_model=Generation,
     responses=responses(400, 404, 409, 413, 415, 422, 429, 502, 504),
-    dependencies=[Depends(place)],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -69,7 +40,7 @@ async def place(request: Request, _: Body) -> AsyncIterator[None]:
         }
     },
 )
-async def generate(body: Body, request: Request, serving: ServingDep) -> Any:
+async def generate(request: Request, body: Body) -> Response:
     """Text from a trained adapter or from a bare base model; `model` may name either.
 
     An adapter is loaded when it is first asked for. Its prompts get the template of its training,
@@ -77,7 +48,7 @@ async def generate(body: Body, request: Request, serving: ServingDep) -> Any:
     is server-sent events: `data:` with a `generation.chunk`, at last `data: [DONE]`; where it
     breaks off, `event: error` with a problem and no `[DONE]`.
     """
-    wanted = parse(body, GenerateRequest)
+    wanted, serving = parse(body, GenerateRequest), serving_of(request)
     target = await serving.target(wanted.adapter, wanted.model)
     path, asked = _asked(wanted, target)
     head = {
@@ -91,7 +62,8 @@ async def generate(body: Body, request: Request, serving: ServingDep) -> Any:
         return EventStream(_events(opened, head, logprobs, request), opened.aclose)
     answer = await unless_hung_up(request, serving.complete(target, path, asked))
     choices = [_choice(choice, wanted.logprobs is not None) for choice in answer["choices"]]
-    return Generation.model_validate({**head, "choices": choices, "usage": answer["usage"]})
+    told = Generation.model_validate({**head, "choices": choices, "usage": answer["usage"]})
+    return Response(told.model_dump_json(), media_type="application/json")
 
 
 def _asked(wanted: GenerateRequest, target: Target) -> tuple[str, dict[str, Any]]:
@@ -136,24 +108,29 @@ def _choice(choice: dict[str, Any], logprobs: bool) -> dict[str, Any]:
 
 async def _events(
     opened: AnswerStream, head: dict[str, Any], logprobs: bool, request: Request
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     head = {**head, "object": "generation.chunk"}
     try:
-        async for chunk in opened.chunks():
-            choices = [_choice(choice, logprobs) for choice in chunk["choices"]]
-            choices = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
-            usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}
-            if choices or usage:
-                yield event({**head, "choices": choices, **usage})
+        async for chunks in opened.chunks():
+            if said := b"".join(_said(chunk, head, logprobs) for chunk in chunks):
+                yield said
     except ApiError as error:
-        yield f"event: error\n{event(problem(error, request.state.request_id))}"
+        yield b"event: error\n" + event(problem(error, request.state.request_id))
         return
     yield DONE
 
 
-DONE = "data: [DONE]\n\n"
+def _said(chunk: dict[str, Any], head: dict[str, Any], logprobs: bool) -> bytes:
+    """The event for a chunk of the backend's; empty where it says nothing."""
+    choices = [_choice(choice, logprobs) for choice in chunk["choices"]]
+    choices = [c for c in choices if c["text"] or c["finish_reason"] or c["logprobs"]]
+    usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}
+    return event({**head, "choices": choices, **usage}) if choices or usage else b""
 
 
-def event(body: dict[str, Any]) -> str:
+DONE = b"data: [DONE]\n\n"
+
+
+def event(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return b"data: %b\n\n" % to_json(body, inf_nan_mode="constants")

@@ -96,11 +96,14 @@ class Serving:
         """The adapter or base model that is named; `model` may name either. Raises `ApiError`: 404
         with near names, 409 where the adapter belongs to another base than `model`."""
         bases = await self.backends.bases()
-        row, folder, card = await run_in_threadpool(self._found, adapter, model, bases)
-        if row is None:
+        # A base model that a server has needs no look at the database, nor a thread for one.
+        plain = adapter is None and bases.names is not None and model in base_names(bases)
+        found = None if plain else await run_in_threadpool(self._found, adapter, model, bases)
+        if found is None:
             assert model is not None  # the schemas demand one of the two
             server = await self.backends.serving(model)
             return Target(model, server, card=await self._base_card(model, server))
+        row, folder, card = found
         return Target(row.base_model, await self.server_of(row), row, folder, card)
 
     async def trained(self, row: AdapterRow) -> Target:
@@ -114,9 +117,10 @@ class Serving:
 
     def _found(
         self, adapter: str | None, model: str | None, bases: Bases
-    ) -> tuple[AdapterRow | None, Path | None, Mapping[str, Any]]:
+    ) -> tuple[AdapterRow, Path | None, Mapping[str, Any]] | None:
+        """The adapter with its files; None: a base model."""
         row = self._named(adapter, model, bases)
-        return (None, None, {}) if row is None else (row, *self._files(row))
+        return None if row is None else (row, *self._files(row))
 
     def _files(self, row: AdapterRow) -> tuple[Path | None, Mapping[str, Any]]:
         """The adapter's folder and its bridge.json."""

@@ -21,11 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from service.errors import ApiError
 from service.generate.answers import AnswerStream, copied
-from service.generate.backend import LOADED_NAME, InferenceBackend, LoadFailed
+from service.generate.backend import LOADED_NAME, InferenceBackend, LoadFailed, Reply
 from service.generate.prompting import TODAY
 from service.store import AdapterRow
 
@@ -62,16 +60,9 @@ class VllmBackend(InferenceBackend):
     look_seconds = 5.0
     needs_ends = True
 
-    def __init__(
-        self,
-        url: str,
-        transport: httpx.AsyncBaseTransport | None = None,
-        api_key: str = "",
-        most: int = 32,
-        dtype: str = "",
-    ) -> None:
+    def __init__(self, url: str, api_key: str = "", most: int = 32, dtype: str = "") -> None:
         """`most`: adapters that stay loaded. `dtype`: what it was started with."""
-        super().__init__(url, transport, api_key)
+        super().__init__(url, api_key)
         self._most = most
         self.dtype = dtype
         self._bases: dict[str, Any] | None = None
@@ -195,8 +186,7 @@ class VllmBackend(InferenceBackend):
         self._lost.discard(name)
         self._changed(name)
 
-    def _not_loaded(self, response: httpx.Response, message: str, adapter: AdapterRow) -> None:
-        status = response.status_code
+    def _not_loaded(self, reply: Reply, message: str, adapter: AdapterRow) -> None:
         if "max_lora_rank" in message:
             raise ApiError(
                 409,
@@ -207,19 +197,19 @@ class VllmBackend(InferenceBackend):
                 param="adapter",
                 given=adapter.name,
             )
-        if status == 404 and "adapter" in message.lower():
+        if reply.status == 404 and "adapter" in message.lower():
             raise self._misconfigured(
                 f"does not find {adapter.name} ({message}): the folder must be the same path on "
                 "its machine"
             )
-        if status in (404, 405) or "enable_lora" in message or "not enabled" in message:
+        if reply.status in (404, 405) or "enable_lora" in message or "not enabled" in message:
             raise self._misconfigured(
                 "loads no adapters: start it with --enable-lora and, in its environment, "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             )
-        if status == 500 and "EngineCore" not in message:
+        if reply.status == 500 and "EngineCore" not in message:
             raise LoadFailed(message)  # the engine's word on the adapter
-        super()._not_loaded(response, message, adapter)
+        super()._not_loaded(reply, message, adapter)
 
     # ------------------------------------------------------------------ asking it
 
@@ -268,12 +258,12 @@ class VllmBackend(InferenceBackend):
 
     # ------------------------------------------------------------------ errors
 
-    def _failed(self, response: httpx.Response, message: str) -> ApiError:
-        if response.status_code in (401, 403):
+    def _failed(self, reply: Reply, message: str) -> ApiError:
+        if reply.status in (401, 403):
             return self._misconfigured(
                 "refuses us: BRIDGE_INFERENCE_API_KEY must be what it was given as --api-key"
             )
-        return super()._failed(response, message)
+        return super()._failed(reply, message)
 
     def _misconfigured(self, what: str) -> ApiError:
         return ApiError(

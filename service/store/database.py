@@ -117,7 +117,8 @@ def _ask_whether_alive(engine: Engine) -> None:
 
 
 def load_json(text: str | bytes) -> Any:
-    """What the JSON says; in half the time of the standard library, which lists of jobs feel."""
+    """What the JSON says; in half the time of the standard library, which lists of jobs feel, and
+    answers that are streamed."""
     try:
         return from_json(text)
     except ValueError:

@@ -18,8 +18,8 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import load_file, save_file
 
 from bridge_engine.checkpoint import publish
+from service.generate.asking import AT_ONCE
 from service.generate.backend import loaded_name
-from service.generate.routes import AT_ONCE
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, connect, problem

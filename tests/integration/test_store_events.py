@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from sqlalchemy import event
 
 from bridge_engine import events as ev
 from bridge_engine.evaluation.spec import EvaluationSpec
@@ -137,6 +138,19 @@ def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None
         store.adapter(f"{job_id}@5")
     with pytest.raises(NotFound, match="stands a step"):
         store.adapter(f"{job_id}@newest")
+
+
+def test_an_immutable_name_is_found_by_one_query(store: Store, job_id: str) -> None:
+    """Every request to an adapter asks."""
+    store.append_events(job_id, 1, numbered(checkpoint(2)))
+    asked: list[str] = []
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def _count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.extend([statement] * statement.startswith("SELECT"))
+
+    assert store.adapter(f"{job_id}@2").step == 2
+    assert len(asked) == 1
 
 
 def test_adapter_status_is_kept(store: Store, job_id: str) -> None:

@@ -47,6 +47,8 @@ class FakeVllm:
         self.first: dict[str, str] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         """Path and body of every request that was let in."""
+        self.peers: set[tuple[str, int]] = set()
+        """Where the connections came from."""
         self.root = "/models/base"
         """Where its base model lies."""
         self.refusal: tuple[int, Any] | None = None
@@ -81,6 +83,7 @@ class FakeVllm:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": "Unauthorized"}, 401)
         self.asked.append((f"/{path}", body))
+        self.peers.add(request.client or ("", 0))
         await _until(self.hangs)
         match path:
             case "health":

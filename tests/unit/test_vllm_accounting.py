@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -19,27 +20,47 @@ from service.store import AdapterRow
 from tests.support.fake_vllm import FakeVllm
 
 
-class Line(httpx.AsyncBaseTransport):
-    """Leads to the fake: slowly, not at all, or with answers that wait for `deliver`."""
+class Line(VllmBackend):
+    """A client whose line leads to the fake: slowly, not at all, or with answers that wait for
+    `deliver`."""
 
-    def __init__(self, vllm: FakeVllm) -> None:
-        self._inner = httpx.ASGITransport(vllm.app)
+    def __init__(self, vllm: FakeVllm, most: int = 32) -> None:
+        super().__init__("http://vllm", most=most)
+        self._inner = httpx.AsyncClient(
+            transport=httpx.ASGITransport(vllm.app), base_url="http://vllm"
+        )
         self._vllm = vllm
         self.cut = False
         self.deliver: asyncio.Event | None = None
         self.most = 0
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def _request(self, method: str, path: str, body: Any, seconds: float) -> Any:
         if self.cut:
-            raise httpx.ConnectError("refused", request=request)
+            raise aiohttp.ClientConnectionError("refused")
         deliver = self.deliver
         await asyncio.sleep(0.001)
-        response = await self._inner.handle_async_request(request)
-        content = await response.aread()
+        response = await self._inner.request(method, path, json=body)
         self.most = max(self.most, len(self._vllm.adapters))
         if deliver is not None:
             await deliver.wait()
-        return httpx.Response(response.status_code, content=content)
+        return Answer(response)
+
+
+class Answer:
+    """As aiohttp has it."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status, self.headers = response.status_code, response.headers
+        self._content = response.content
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        return self._content
 
 
 @pytest.fixture
@@ -64,11 +85,10 @@ def load(backend: VllmBackend, folder: Path, step: int) -> Coroutine[Any, Any, N
 
 def test_no_more_are_loaded_than_are_kept_however_many_are_loaded_at_once(folder: Path) -> None:
     vllm = FakeVllm("bridge-tiny")
-    line = Line(vllm)
+    line = Line(vllm, most=4)
 
     async def at_once() -> None:
-        backend = VllmBackend("http://vllm", line, most=4)
-        await asyncio.gather(*(load(backend, folder, step) for step in range(40)))
+        await asyncio.gather(*(load(line, folder, step) for step in range(40)))
 
     asyncio.run(at_once())
     assert line.most <= 4
@@ -77,10 +97,9 @@ def test_no_more_are_loaded_than_are_kept_however_many_are_loaded_at_once(folder
 
 def test_what_left_while_a_look_was_on_its_way_is_not_taken_over_again(folder: Path) -> None:
     vllm = FakeVllm("bridge-tiny")
-    line = Line(vllm)
+    backend = line = Line(vllm, most=2)
 
     async def look_meanwhile() -> None:
-        backend = VllmBackend("http://vllm", line, most=2)
         for step in (1, 2):
             await load(backend, folder, step)
         deliver = line.deliver = asyncio.Event()
@@ -98,10 +117,9 @@ def test_what_left_while_a_look_was_on_its_way_is_not_taken_over_again(folder: P
 
 
 def test_a_server_that_was_away_must_prove_all_that_it_has(folder: Path) -> None:
-    line = Line(FakeVllm("bridge-tiny"))
+    backend = line = Line(FakeVllm("bridge-tiny"))
 
     async def away() -> None:
-        backend = VllmBackend("http://vllm", line)
         await load(backend, folder, 1)
         backend.proved |= {name(1), "job_x@80"}
         line.cut = True
@@ -114,10 +132,9 @@ def test_a_server_that_was_away_must_prove_all_that_it_has(folder: Path) -> None
 
 def test_what_another_service_let_go_is_not_lost_and_what_a_restart_took_is(folder: Path) -> None:
     vllm = FakeVllm("bridge-tiny")
-    line = Line(vllm)
+    backend = line = Line(vllm)
 
     async def both() -> None:
-        backend = VllmBackend("http://vllm", line)
         for step in (1, 2, 3):
             await load(backend, folder, step)
         del vllm.adapters[name(1)]
