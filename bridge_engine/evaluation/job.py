@@ -22,7 +22,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
 from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
-from bridge_engine.evaluation.presets import remark
+from bridge_engine.evaluation.presets import doubt, remark
 from bridge_engine.evaluation.report import (
     EvaluationResult,
     SetReport,
@@ -179,6 +179,9 @@ class Evaluation:
             )
         folder = self.directory / FOLDER if spec.adapter is not None else None
         subject = load_subject(spec.base, folder, spec.runtime)
+        doubtful = doubt(spec, subject.policy.tokenizer)
+        if doubtful is not None:
+            self.events.emit(Log(level="warning", message=doubtful))
         sampler = make_sampler(subject.policy, subject.names, self.directory, spec, self.world)
         self._sampler = sampler
         self.kept.environment |= sampler.software()

@@ -243,6 +243,23 @@ def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_
     assert f"{one['left_out']} problems left out" in warning.message
 
 
+def test_a_run_whose_preset_missed_the_chat_template_warns_of_its_scores(tmp_path, monkeypatch):
+    """The spec was resolved where nobody could see the tokenizer's files."""
+    changes = {
+        "preset": "qwen2.5-math",
+        "benchmarks": [{"name": "arithmetic", "limit": 2, "template": {"kind": "plain"}}],
+        "sampling": {"max_new_tokens": 4},
+    }
+    run(tmp_path / "plain", **changes)
+    assert [e for e in events(tmp_path / "plain", "log") if e.level == "warning"] == []
+    subject = job_page.load_subject("bridge-tiny", None, parse_spec(SPEC).runtime)
+    tokenizer = subject.policy.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}")
+    run(tmp_path / "chat", **changes)
+    (warning,) = [e for e in events(tmp_path / "chat", "log") if e.level == "warning"]
+    assert "plain prompt of preset qwen2.5-math" in warning.message
+
+
 def test_what_the_answers_depend_on_beside_the_spec_is_looked_at_too(
     undisturbed, trained, tmp_path
 ):
