@@ -126,8 +126,8 @@ class EvaluationResult(Report):
     grader: dict[str, Any]
     """Its name and options, and the `version` of its rules."""
     seed: int
-    engine: str = "native"
-    """What sampled: `native` or `vllm`."""
+    engine: str | None = None
+    """What sampled: `native` or `vllm`. None: recorded before results said so; the spec does."""
     completions_of: str | None
     """The evaluation whose answers were judged anew."""
     seconds: float

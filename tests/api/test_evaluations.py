@@ -120,6 +120,7 @@ def finish(
         preset="bridge",
         grader={"name": "math", "tolerance": None, "version": "2"},
         seed=0,
+        engine=job.spec["sampling"]["engine"],
         completions_of=None,
         seconds=1.0,
         environment={"device": "cpu"},
@@ -391,6 +392,27 @@ def test_two_evaluations_are_compared_problem_by_problem(
     waiting = post(client)["id"]
     early = client.get(f"/jobs/{ours}/scores", params={"against": waiting})
     assert problem(early, 422, "evaluation_not_finished")["param"] == "against"
+
+
+def test_an_evaluation_recorded_without_its_engine_has_that_of_its_spec(
+    client: TestClient, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results did not always say what had sampled, and the spec always did."""
+    monkeypatch.setenv("BRIDGE_VLLM_URL", "http://127.0.0.1:1")
+    recorded = worker.store.finish
+
+    def before(job: str, attempt: int, status: Any, **kept: Any) -> None:
+        del kept["result"]["engine"]
+        recorded(job, attempt, status, **kept)
+
+    made = [post(client, sampling={"engine": engine})["id"] for engine in ("vllm", "native")]
+    for job, engine in zip(made, ("vllm", "native"), strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.store, "finish", before)
+            finish(settings, worker, job, [1, 0])
+        assert client.get(f"/jobs/{job}/scores").json()["engine"] == engine
+    found = client.get(f"/jobs/{made[0]}/scores", params={"against": made[1]}).json()["against"]
+    assert found["settings"] == {"engine": ["vllm", "native"]}
 
 
 def test_every_score_that_two_evaluations_have_is_compared(
