@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from bridge_engine.evaluation.report import (
 from bridge_engine.initial_parameters import FOLDER
 from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactStore
+from service.evaluations import routes
 from service.settings import Settings
 from service.store import Artifact, Store
 from service.store.artifacts import publication
@@ -213,6 +215,7 @@ def test_a_dry_run_tells_what_it_would_cost(client: TestClient, store: Store) ->
         ({"sampling": {"max_new_tokens": 256}}, "sampling.max_new_tokens", "longer_than_context"),
         ({"template": {"kind": "chat"}}, "template.kind", "no_chat_template"),
         ({"pass_at": [2]}, "pass_at", "too_few_samples"),
+        ({"pass_at": [1] * 33}, "pass_at", "too_long"),
         ({"benchmarks": ["arithmetic", "arithmetic/dev"]}, "benchmarks", "impossible_combination"),
         ({"method": "rl"}, "method", "unknown_field"),
         ({"runtime": {"device": "cpu"}, "resources": {"gpus": 1}}, "resources.gpus", None),
@@ -427,6 +430,24 @@ def test_every_score_that_two_evaluations_have_is_compared(
     assert (others["pass@3"]["ours"], others["pass@3"]["theirs"]) == (0.75, 0.25)
     assert (others["maj@3"]["difference"], others["maj@3"]["interval"]) == (0.5, "tango")
     assert found["benchmarks"]["arithmetic"]["difference"] == pytest.approx(5 / 12)
+
+
+def test_scores_are_computed_off_the_event_loop(
+    client: TestClient, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other requests are answered meanwhile."""
+    loops = []
+    compared = routes.compared
+
+    def watched(*arguments: Any) -> Any:
+        loops.append(asyncio._get_running_loop())
+        return compared(*arguments)
+
+    monkeypatch.setattr(routes, "compared", watched)
+    job = post(client)["id"]
+    finish(settings, worker, job, [1, 0])
+    assert client.get(f"/jobs/{job}/scores", params={"against": job}).status_code == 200
+    assert loops == [None]
 
 
 def test_sets_are_compared_by_what_they_are_however_they_are_labelled(
