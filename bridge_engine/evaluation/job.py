@@ -213,19 +213,23 @@ class Evaluation:
         def prompt(example: Example) -> list[int]:
             return prompt_tokens(example.problem, template, tokenizer)
 
-        first = tokenizer.decode(prompt(one.problems[0]))
-        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), first))
-        # the tokens of all problems at once may be more than there is memory
+        def fits(example: Example) -> bool:
+            return 0 < len(prompt(example)) <= room
+
         room = subject.policy.context - params.max_new_tokens
-        fits = [0 < len(prompt(e)) <= room for e in todo]
-        fitting, too_long = list(compress(todo, fits)), list(compress(todo, map(not_, fits)))
-        if len(too_long) == len(one.problems):
+        first = next(filter(fits, one.problems), None)
+        if first is None:
             raise EngineError(
                 f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
                 f"answer in the model's context of {subject.policy.context}",
                 code="no_data",
                 param="sampling.max_new_tokens",
             )
+        as_read = tokenizer.decode(prompt(first))
+        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), as_read))
+        # the tokens of all problems at once may be more than there is memory
+        fit = [fits(e) for e in todo]
+        fitting, too_long = list(compress(todo, fit)), list(compress(todo, map(not_, fit)))
         if too_long:
             self.events.emit(
                 Log(

@@ -85,7 +85,8 @@ class Asking(Report):
     template: dict[str, Any]
     """How a problem became a prompt."""
     prompt: str | None = None
-    """Its first problem as the model read it, chat template and all; None: it was not kept."""
+    """The first problem that was asked, as the model read it, chat template and all; None: it was
+    not kept."""
 
 
 class SetScores(Report):
