@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from bridge_client import models as client_models
 from bridge_engine import events as ev
 from bridge_engine.checkpoint import MANIFEST, is_whole, publish, sha256_of
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
@@ -25,6 +26,7 @@ from bridge_engine.initial_parameters import FOLDER
 from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactStore
 from service.evaluations import routes
+from service.evaluations.scores import Scores
 from service.settings import Settings
 from service.store import Artifact, Store
 from service.store.artifacts import publication
@@ -373,6 +375,10 @@ def test_scores_come_with_the_end_and_say_how_they_came_about(
     answers = client.get(f"/jobs/{made['id']}/completions")
     assert answers.headers["content-type"] == "application/jsonl"
     assert len(answers.text.splitlines()) == 6
+
+
+def test_the_client_has_a_field_for_all_that_scores_say() -> None:
+    assert set(Scores.model_fields) - {"kind"} <= set(client_models.Scores.model_fields)
 
 
 def test_two_evaluations_are_compared_problem_by_problem(
