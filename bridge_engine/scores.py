@@ -16,32 +16,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge_engine.evaluate import Z95, wilson_interval
-
-__all__ = [
-    "Z95",
-    "Interval",
-    "PairedInterval",
-    "drawn_interval",
-    "mean",
-    "mean_interval",
-    "paired_difference",
-    "pass_at_k",
-    "tango_interval",
-    "voted",
-    "wilson_interval",
-]
-
 Drawn = Literal["bootstrap", "normal"]
 Interval = Literal["wilson", "bootstrap", "normal"]
 """How the interval of a score came about; `normal` is what the bootstrap of very many problems
 tends to, with the skewness of their values heeded."""
 PairedInterval = Literal["tango", "bootstrap", "normal"]
 """The same of a difference."""
+Z95 = 1.959963984540054
+"""97.5th percentile of the standard normal."""
 MOST_DRAWN = 1_000
-"""Problems above which nothing is drawn: it would take seconds, and the means of so many are nearly
-normal."""
+"""Problems above which nothing is drawn: the means of so many are nearly normal."""
 DRAWS = 2_000
+"""How often the problems of a set are drawn."""
 TAIL = DRAWS // 40
 """Draws below a 95 % interval, and above it."""
 ALIKE = 1e-9
@@ -93,6 +79,20 @@ def mean_interval(values: Sequence[float], *, seed: int) -> tuple[float, float, 
     if _alike(values) or all(value in (0.0, 1.0) for value in values):
         return *wilson_interval(math.fsum(values), len(values)), "wilson"
     return drawn_interval(values, seed=seed)
+
+
+def wilson_interval(right: float, total: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (95 % by default); (0, 1) where nothing was judged.
+
+    Unlike the normal approximation it stays inside 0…1 and does not collapse at 0 or all right.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = right / total, z * z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    # exact at the ends, where rounding would leave 3e-18 for a bound that is 0
+    return (0.0 if right == 0 else centre - half), (1.0 if right == total else centre + half)
 
 
 def paired_difference(

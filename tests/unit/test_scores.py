@@ -107,6 +107,15 @@ def test_many_problems_have_the_interval_that_drawing_them_would_give(share: flo
     assert drawn_interval([1.0] * 2 + [0.0] * n, seed=0)[0] == 0.0  # never below the lowest
 
 
+def test_wilson_interval_matches_published_values():
+    # Newcombe 1998, table I, method 3 (score): 81/263 and 0/20
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(0, 64)[0] == 0.0
+    assert wilson_interval(64, 64)[1] == 1.0
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
 def test_an_interval_is_wilsons_where_each_problem_counts_0_or_1_and_bootstrapped_else() -> None:
     whole = [1.0] * 30 + [0.0] * 70
     assert mean_interval(whole, seed=0) == (*wilson_interval(30, 100), "wilson")
