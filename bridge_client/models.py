@@ -280,14 +280,21 @@ class Scores(Record):
     grader: dict[str, Any] = Field(default_factory=dict)
     """Name, options and the version of its rules."""
     seed: int = 0
+    engine: str | None = None
+    """What sampled: native or vllm."""
+    completions_of: str | None = None
+    """The evaluation whose answers were judged anew."""
     seconds: float | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     """Hardware and versions."""
     benchmarks: list[dict[str, Any]] = Field(default_factory=list)
-    """Of each set its name, problems, samples, sampling and template, `scores` ({pass@1: {value,
-    low, high, problems}, …}), `outcomes`, `reasons`, `by_kind`, `by_level`."""
+    """Of each set its name, problems, samples, sampling and template, the first `prompt` as the
+    model read it, `scores` ({pass@1: {value, low, high, problems, interval}, …}; `interval` says by
+    what: wilson, bootstrap or normal), `outcomes`, `reasons`, `by_kind`, `by_level`."""
     against: dict[str, Any] | None = None
-    """Another evaluation: its `job_id`, the paired differences by set, other `settings`."""
+    """Another evaluation: its `job_id`, `model` and `adapter`, the paired differences in pass@1 by
+    set (`benchmarks`) and in the other scores of both by set and score (`others`), and the
+    `settings` that were set otherwise, ours and theirs."""
 
 
 class GenerationChunk(Generation):

@@ -84,14 +84,14 @@ def _value_of(key: str, text: str) -> Any:
 
 def _text_of(key: str, name: str) -> str:
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
+        text = Path(name).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SpecError(
             f"--set {key}: cannot read the file {name[:100]!r} ({str(reason)[:100]}); a text that "
             "begins with @ is written in quotes, '\"@…\"'"
         ) from error
-    return text.removesuffix("\n").removesuffix("\r")
+    return text.removesuffix("\n")
 
 
 def _copy(value: Any) -> Any:

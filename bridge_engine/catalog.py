@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,8 @@ class ModelInfo:
     parameters: int | None
     """How many weights; None where that is not known before downloading them."""
     path: Path | None
-    """Folder with config.json and weights; None where `materialize_model` has to make it."""
+    """Folder with config.json and weights; None where `materialize_model` has to make it. Of a
+    model on the hub it may hold the config alone."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The model's config.json."""
 
@@ -181,6 +183,7 @@ def _from_hub(name: str) -> ModelInfo:
     try:
         found = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         file = Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT_S))
+        _fetch_chat_template(name, file.parent.name)
     except RepositoryNotFoundError as error:
         raise EngineError(
             f"there is no model {name!r} on the Hugging Face hub, or it is private and HF_TOKEN "
@@ -198,7 +201,20 @@ def _from_hub(name: str) -> ModelInfo:
         ) from error
     config = json.loads(file.read_text(encoding="utf-8"))
     weights = found.safetensors.total if found.safetensors else None
-    return ModelInfo(name, "hub", _context(name, config), weights, None, config)
+    return ModelInfo(name, "hub", _context(name, config), weights, file.parent, config)
+
+
+def _fetch_chat_template(name: str, commit: str) -> None:
+    """Lays what tells whether the tokenizer has a chat template beside the config. A model may lack
+    either file. Where the hub falls silent the rest stays away, and nobody can tell yet: so the
+    template comes first, and whatever lies beside a tokenizer_config.json is all there is."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with suppress(Exception):
+        for file in ("chat_template.jinja", "tokenizer_config.json"):
+            with suppress(RemoteEntryNotFoundError):
+                hf_hub_download(name, file, revision=commit, etag_timeout=HUB_TIMEOUT_S)
 
 
 def _unavailable(message: str, *, retryable: bool = False) -> EngineError:

@@ -1,28 +1,13 @@
-"""Held-out accuracy: greedy, one sample a problem, with a confidence interval."""
+"""What a training job measures itself: held-out accuracy, greedy, one sample a problem, with a
+confidence interval."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-Z95 = 1.959963984540054
-"""97.5th percentile of the standard normal."""
-
-
-def wilson_interval(right: float, total: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (95 % by default); (0, 1) where nothing was judged.
-
-    Unlike the normal approximation it stays inside 0…1 and does not collapse at 0 or all right.
-    """
-    if total == 0:
-        return 0.0, 1.0
-    share, z2 = right / total, z * z
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    # exact at the ends, where rounding would leave 3e-18 for a bound that is 0
-    return (0.0 if right == 0 else centre - half), (1.0 if right == total else centre + half)
+from bridge_engine.scores import wilson_interval
 
 
 @dataclass(frozen=True)

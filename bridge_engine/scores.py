@@ -10,24 +10,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from statistics import NormalDist
+from functools import lru_cache
 from typing import Literal
 
-from bridge_engine.evaluate import Z95, wilson_interval
-
-__all__ = [
-    "Z95",
-    "Interval",
-    "PairedInterval",
-    "bootstrap_interval",
-    "mean",
-    "mean_interval",
-    "paired_difference",
-    "pass_at_k",
-    "tango_interval",
-    "voted",
-    "wilson_interval",
-]
+import numpy as np
+from numpy.typing import NDArray
 
 Drawn = Literal["bootstrap", "normal"]
 Interval = Literal["wilson", "bootstrap", "normal"]
@@ -35,9 +22,14 @@ Interval = Literal["wilson", "bootstrap", "normal"]
 tends to, with the skewness of their values heeded."""
 PairedInterval = Literal["tango", "bootstrap", "normal"]
 """The same of a difference."""
+Z95 = 1.959963984540054
+"""97.5th percentile of the standard normal."""
 MOST_DRAWN = 1_000
-"""Problems above which nothing is drawn: it would take seconds, and the means of so many are nearly
-normal."""
+"""Problems above which nothing is drawn: the means of so many are nearly normal."""
+DRAWS = 2_000
+"""How often the problems of a set are drawn."""
+TAIL = DRAWS // 40
+"""Draws below a 95 % interval, and above it."""
 ALIKE = 1e-9
 """Values no further apart are the same: thirds do not add up to the last bit."""
 
@@ -80,13 +72,27 @@ def mean_interval(values: Sequence[float], *, seed: int) -> tuple[float, float, 
     """(low, high, how): the 95 % interval of the mean of one value in 0…1 a problem.
 
     Where each is 0 or 1 the mean is a share of problems, and the interval Wilson's. Else problems
-    are drawn (`bootstrap_interval`), unless all went alike: drawing what is all the same would call
+    are drawn (`drawn_interval`), unless all went alike: drawing what is all the same would call
     the score certain. Wilson's interval of that share is then taken too: it allows for the most
     that values of this mean can vary, variance ≤ μ·(1 − μ) (Bhatia and Davis 2000).
     """
     if _alike(values) or all(value in (0.0, 1.0) for value in values):
         return *wilson_interval(math.fsum(values), len(values)), "wilson"
-    return *bootstrap_interval(values, seed=seed), _drawn(values)
+    return drawn_interval(values, seed=seed)
+
+
+def wilson_interval(right: float, total: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (95 % by default); (0, 1) where nothing was judged.
+
+    Unlike the normal approximation it stays inside 0…1 and does not collapse at 0 or all right.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = right / total, z * z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    # exact at the ends, where rounding would leave 3e-18 for a bound that is 0
+    return (0.0 if right == 0 else centre - half), (1.0 if right == total else centre + half)
 
 
 def paired_difference(
@@ -108,7 +114,7 @@ def paired_difference(
         better = math.fsum(value for value in apart if value > 0)
         worse = -math.fsum(value for value in apart if value < 0)
         return mean(apart), *tango_interval(better, worse, len(apart)), "tango"
-    return mean(apart), *bootstrap_interval(apart, seed=seed), _drawn(apart)
+    return mean(apart), *drawn_interval(apart, seed=seed)
 
 
 def tango_interval(better: float, worse: float, total: int) -> tuple[float, float]:
@@ -142,42 +148,46 @@ def tango_interval(better: float, worse: float, total: int) -> tuple[float, floa
     return bound(-1.0), bound(1.0)
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, seed: int, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean over problems, a function of `seed` alone.
+def drawn_interval(values: Sequence[float], *, seed: int) -> tuple[float, float, Drawn]:
+    """(low, high, how): the 95 % percentile bootstrap interval of the mean over problems, a
+    function of `seed` alone; of more than MOST_DRAWN problems what it tends to.
 
     Problems are drawn, not samples: what a score says of other problems is what is uncertain.
-    (0, 1) for no problem at all. Of more than MOST_DRAWN problems nothing is drawn.
+    (0, 1) for no problem at all.
     """
     if not values:
-        return 0.0, 1.0
-    return _percentiles(values, seed=seed, draws=draws, level=level)
+        return 0.0, 1.0, "bootstrap"
+    if len(values) > MOST_DRAWN:
+        return *_cornish_fisher(values), "normal"
+    places = _places(len(values), seed)
+    order = np.asarray(values)[places].mean(axis=1).argsort(kind="stable")
+    low, high = (  # numpy's sums differ by machine in their last bits, and these do not
+        mean([values[place] for place in places[order[rank]]]) for rank in (TAIL, DRAWS - 1 - TAIL)
+    )
+    return low, high, "bootstrap"
+
+
+@lru_cache(maxsize=4)
+def _places(problems: int, seed: int) -> NDArray[np.uint16]:
+    """Which problems each draw is made of, [DRAWS, problems]: the same for all scores of a set.
+
+    They are those of `random.Random(…).choices`, whose generator is RandomState's, in bulk; no
+    global state is touched.
+    """
+    _, (*key, position), _ = random.Random(f"{seed}/bootstrap").getstate()
+    rng = np.random.RandomState()
+    rng.set_state({"bit_generator": "MT19937", "state": {"key": key, "pos": position}})
+    places = (rng.random_sample((DRAWS, problems)) * problems).astype(np.uint16)
+    places.flags.writeable = False  # it is shared
+    return places
 
 
 def _alike(values: Sequence[float]) -> bool:
     return not values or max(values) - min(values) <= ALIKE
 
 
-def _drawn(values: Sequence[float]) -> Drawn:
-    return "bootstrap" if len(values) <= MOST_DRAWN else "normal"
-
-
-def _percentiles(
-    values: Sequence[float], *, seed: int, draws: int, level: float
-) -> tuple[float, float]:
-    if _drawn(values) == "normal":
-        return _skewed_normal(values, level)
-    rng = random.Random(f"{seed}/bootstrap")  # of its own: no global state is touched
-    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(draws))
-    tail = (1.0 - level) / 2
-    low = means[min(draws - 1, math.floor(tail * draws))]
-    high = means[max(0, math.ceil((1.0 - tail) * draws) - 1)]
-    return low, high
-
-
-def _skewed_normal(values: Sequence[float], level: float) -> tuple[float, float]:
-    """The quantiles of the bootstrap's means to the order 1/n, by the expansion of Cornish and
+def _cornish_fisher(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % quantiles of the bootstrap's means to the order 1/n, by the expansion of Cornish and
     Fisher (1938): mean + σ/√n · (z + (z² − 1) · γ / 6√n), γ the skewness of the values."""
     n, middle = len(values), mean(values)
     apart = [value - middle for value in values]
@@ -185,7 +195,6 @@ def _skewed_normal(values: Sequence[float], level: float) -> tuple[float, float]
     if spread == 0.0:
         return middle, middle
     skewness = mean([a**3 for a in apart]) / spread**3
-    z = NormalDist().inv_cdf((1.0 + level) / 2)
-    error, shift = spread / math.sqrt(n), (z * z - 1.0) * skewness / (6.0 * math.sqrt(n))
-    low, high = middle + error * (shift - z), middle + error * (shift + z)
+    error, shift = spread / math.sqrt(n), (Z95 * Z95 - 1.0) * skewness / (6.0 * math.sqrt(n))
+    low, high = middle + error * (shift - Z95), middle + error * (shift + Z95)
     return max(low, min(values)), min(high, max(values))

@@ -269,14 +269,18 @@ def check_template(template: TemplateSpec, model: ModelInfo, param: str) -> list
 
 
 def has_chat_template(model: ModelInfo) -> bool:
-    """Does its tokenizer have a chat template? True where nobody can tell yet."""
+    """Does its tokenizer have a chat template? True where nobody can tell yet: of a model on the
+    hub whose tokenizer has not been downloaded, and that is not known by heart."""
     folder = model.path
-    if folder is None:
-        return model.name not in KNOWN or KNOWN[model.name].chat_template
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(json.loads(file.read_text("utf-8")).get("chat_template"))
+    if folder is not None:
+        if (folder / "chat_template.jinja").is_file():
+            return True
+        file = folder / "tokenizer_config.json"
+        if file.is_file():
+            return bool(json.loads(file.read_text("utf-8")).get("chat_template"))
+        if model.source != "hub":  # such a folder is whole
+            return False
+    return model.name not in KNOWN or KNOWN[model.name].chat_template
 
 
 def _check_rank(spec: TrainSpec, model: ModelInfo) -> list[FieldError]:

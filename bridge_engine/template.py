@@ -69,11 +69,15 @@ def prompt_tokens(problem: str, template: TemplateSpec, tokenizer: Any) -> list[
         try:
             rendered = render_chat(messages, tokenizer)
         except TemplateError as error:
+            param, remedy = (
+                ("template.kind", "use template.kind: plain")
+                if template.system is None
+                else ("template.system", "leave template.system out")
+            )
             raise EngineError(
-                f"this model's chat template refuses the prompt: {error}; "
-                + ("leave template.system out" if template.system else "use template.kind: plain"),
+                f"this model's chat template refuses the prompt: {error}; {remedy}",
                 code="chat_template_refused",
-                param="template.system" if template.system else "template.kind",
+                param=param,
             ) from None
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     return list(tokenizer((template.system or "") + text)["input_ids"])

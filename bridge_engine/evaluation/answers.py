@@ -119,7 +119,7 @@ class KeptAnswers:
         self._lines: dict[tuple[int, str], list[Answer]] = {}
         self.asked_as: dict[int, dict[str, Any]] = {}
         """How the problems of each set became prompts: the `template`, `auto` decided, and the
-        `prompt` of its first problem."""
+        `prompt` of the first that was asked."""
         if not self._take(path):
             self._write([json.dumps({"source": source})], mode="w")
 

@@ -22,7 +22,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
 from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
-from bridge_engine.evaluation.presets import remark
+from bridge_engine.evaluation.presets import doubt, remark
 from bridge_engine.evaluation.report import (
     EvaluationResult,
     SetReport,
@@ -179,6 +179,9 @@ class Evaluation:
             )
         folder = self.directory / FOLDER if spec.adapter is not None else None
         subject = load_subject(spec.base, folder, spec.runtime)
+        doubtful = doubt(spec, subject.policy.tokenizer)
+        if doubtful is not None:
+            self.events.emit(Log(level="warning", message=doubtful))
         sampler = make_sampler(subject.policy, subject.names, self.directory, spec, self.world)
         self._sampler = sampler
         self.kept.environment |= sampler.software()
@@ -210,19 +213,23 @@ class Evaluation:
         def prompt(example: Example) -> list[int]:
             return prompt_tokens(example.problem, template, tokenizer)
 
-        first = tokenizer.decode(prompt(one.problems[0]))
-        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), first))
-        # the tokens of all problems at once may be more than there is memory
+        def fits(example: Example) -> bool:
+            return 0 < len(prompt(example)) <= room
+
         room = subject.policy.context - params.max_new_tokens
-        fits = [0 < len(prompt(e)) <= room for e in todo]
-        fitting, too_long = list(compress(todo, fits)), list(compress(todo, map(not_, fits)))
-        if len(too_long) == len(one.problems):
+        first = next(filter(fits, one.problems), None)
+        if first is None:
             raise EngineError(
                 f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
                 f"answer in the model's context of {subject.policy.context}",
                 code="no_data",
                 param="sampling.max_new_tokens",
             )
+        as_read = tokenizer.decode(prompt(first))
+        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), as_read))
+        # the tokens of all problems at once may be more than there is memory
+        fit = [fits(e) for e in todo]
+        fitting, too_long = list(compress(todo, fit)), list(compress(todo, map(not_, fit)))
         if too_long:
             self.events.emit(
                 Log(

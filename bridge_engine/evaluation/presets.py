@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bridge_engine.data.registry import ARITHMETIC
 from bridge_engine.evaluation.spec import EvaluationSpec, PresetName
@@ -156,4 +156,20 @@ def remark(spec: EvaluationSpec) -> str | None:
         "prompt. To ask another model with that prompt, copy it from appendix C.2 of arXiv "
         "2504.14945 into a file and set template.system to it "
         "(bridge eval … --set template.system=@FILE)"
+    )
+
+
+def doubt(spec: EvaluationSpec, tokenizer: Any) -> str | None:
+    """What makes the scores of this resolved spec others than those of its preset's convention, now
+    that the tokenizer is at hand: its chat template was not known of. None: nothing."""
+    template = spec.template
+    if template is None or template.kind != "plain" or template != PRESETS[spec.preset].plain:
+        return None
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    return (
+        f"problems are asked with the plain prompt of preset {spec.preset}, which is for "
+        f"tokenizers without a chat template, and that of {spec.model} has one: these are not the "
+        "scores of the convention. Send the evaluation again, with template left out, and it will "
+        "be asked through the chat template"
     )

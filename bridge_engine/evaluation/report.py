@@ -85,7 +85,8 @@ class Asking(Report):
     template: dict[str, Any]
     """How a problem became a prompt."""
     prompt: str | None = None
-    """Its first problem as the model read it, chat template and all; None: it was not kept."""
+    """The first problem that was asked, as the model read it, chat template and all; None: it was
+    not kept."""
 
 
 class SetScores(Report):
@@ -126,8 +127,8 @@ class EvaluationResult(Report):
     grader: dict[str, Any]
     """Its name and options, and the `version` of its rules."""
     seed: int
-    engine: str = "native"
-    """What sampled: `native` or `vllm`."""
+    engine: str | None = None
+    """What sampled: `native` or `vllm`. None: recorded before results said so; the spec does."""
     completions_of: str | None
     """The evaluation whose answers were judged anew."""
     seconds: float

@@ -97,8 +97,8 @@ class EvaluationSpec(SpecModel):
     """How answers are judged; a bare name is short for `{name: …}`."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
     """Seconds one answer may take to be judged before it is set aside as unjudged."""
-    pass_at: list[Samples] | None = None
-    """The k of pass@k; default: 1, 2, 4, … up to the number of samples."""
+    pass_at: Annotated[list[Samples], Field(max_length=32)] | None = None
+    """The k of pass@k, at most 32 of them; default: 1, 2, 4, … up to the number of samples."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Every draw is a function of this seed, the problem and the sample's number."""
     completions_of: Annotated[str, Field(pattern=r"^job_[0-9a-z]{1,64}$")] | None = None

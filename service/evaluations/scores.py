@@ -21,7 +21,7 @@ _problems: TypeAdapter[list[ProblemScore]] = TypeAdapter(list[ProblemScore])
 _Problems: TypeAlias = dict[str, list[ProblemScore]]
 """How the problems of each set went."""
 _Pairs: TypeAlias = list[tuple[SetReport, SetReport]]
-_OF_THE_JOB = ("grader", "seed")
+_OF_THE_JOB = ("grader", "seed", "engine")
 _OF_A_SET = ("temperature", "top_p", "max_new_tokens", "template", "samples")
 """What two evaluations should have in common, for a difference to be the models'."""
 
@@ -53,7 +53,8 @@ class Scores(EvaluationResult):
 def scores(job: JobRow) -> Scores:
     """The evaluation's own; `ApiError` 422 for a job that has none."""
     finished(job)
-    return Scores.model_validate({**(job.result or {}), "job_id": job.id})
+    engine = job.spec.get("sampling", {}).get("engine", "native")  # older results do not say
+    return Scores.model_validate({"engine": engine, **(job.result or {}), "job_id": job.id})
 
 
 def compared(job: JobRow, other: JobRow, store: Store, settings: Settings) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from bridge_client import models as client_models
 from bridge_engine import events as ev
 from bridge_engine.checkpoint import MANIFEST, is_whole, publish, sha256_of
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
@@ -23,6 +25,8 @@ from bridge_engine.evaluation.report import (
 from bridge_engine.initial_parameters import FOLDER
 from bridge_engine.spec import TrainSpec
 from service.artifacts import ArtifactStore
+from service.evaluations import routes
+from service.evaluations.scores import Scores
 from service.settings import Settings
 from service.store import Artifact, Store
 from service.store.artifacts import publication
@@ -120,6 +124,7 @@ def finish(
         preset="bridge",
         grader={"name": "math", "tolerance": None, "version": "2"},
         seed=0,
+        engine=job.spec["sampling"]["engine"],
         completions_of=None,
         seconds=1.0,
         environment={"device": "cpu"},
@@ -212,6 +217,7 @@ def test_a_dry_run_tells_what_it_would_cost(client: TestClient, store: Store) ->
         ({"sampling": {"max_new_tokens": 256}}, "sampling.max_new_tokens", "longer_than_context"),
         ({"template": {"kind": "chat"}}, "template.kind", "no_chat_template"),
         ({"pass_at": [2]}, "pass_at", "too_few_samples"),
+        ({"pass_at": [1] * 33}, "pass_at", "too_long"),
         ({"benchmarks": ["arithmetic", "arithmetic/dev"]}, "benchmarks", "impossible_combination"),
         ({"method": "rl"}, "method", "unknown_field"),
         ({"runtime": {"device": "cpu"}, "resources": {"gpus": 1}}, "resources.gpus", None),
@@ -371,6 +377,10 @@ def test_scores_come_with_the_end_and_say_how_they_came_about(
     assert len(answers.text.splitlines()) == 6
 
 
+def test_the_client_has_a_field_for_all_that_scores_say() -> None:
+    assert set(Scores.model_fields) - {"kind"} <= set(client_models.Scores.model_fields)
+
+
 def test_two_evaluations_are_compared_problem_by_problem(
     client: TestClient, settings: Settings, worker: Worker
 ) -> None:
@@ -393,6 +403,27 @@ def test_two_evaluations_are_compared_problem_by_problem(
     assert problem(early, 422, "evaluation_not_finished")["param"] == "against"
 
 
+def test_an_evaluation_recorded_without_its_engine_has_that_of_its_spec(
+    client: TestClient, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results did not always say what had sampled, and the spec always did."""
+    monkeypatch.setenv("BRIDGE_VLLM_URL", "http://127.0.0.1:1")
+    recorded = worker.store.finish
+
+    def before(job: str, attempt: int, status: Any, **kept: Any) -> None:
+        del kept["result"]["engine"]
+        recorded(job, attempt, status, **kept)
+
+    made = [post(client, sampling={"engine": engine})["id"] for engine in ("vllm", "native")]
+    for job, engine in zip(made, ("vllm", "native"), strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.store, "finish", before)
+            finish(settings, worker, job, [1, 0])
+        assert client.get(f"/jobs/{job}/scores").json()["engine"] == engine
+    found = client.get(f"/jobs/{made[0]}/scores", params={"against": made[1]}).json()["against"]
+    assert found["settings"] == {"engine": ["vllm", "native"]}
+
+
 def test_every_score_that_two_evaluations_have_is_compared(
     client: TestClient, settings: Settings, worker: Worker
 ) -> None:
@@ -405,6 +436,24 @@ def test_every_score_that_two_evaluations_have_is_compared(
     assert (others["pass@3"]["ours"], others["pass@3"]["theirs"]) == (0.75, 0.25)
     assert (others["maj@3"]["difference"], others["maj@3"]["interval"]) == (0.5, "tango")
     assert found["benchmarks"]["arithmetic"]["difference"] == pytest.approx(5 / 12)
+
+
+def test_scores_are_computed_off_the_event_loop(
+    client: TestClient, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other requests are answered meanwhile."""
+    loops = []
+    compared = routes.compared
+
+    def watched(*arguments: Any) -> Any:
+        loops.append(asyncio._get_running_loop())
+        return compared(*arguments)
+
+    monkeypatch.setattr(routes, "compared", watched)
+    job = post(client)["id"]
+    finish(settings, worker, job, [1, 0])
+    assert client.get(f"/jobs/{job}/scores", params={"against": job}).status_code == 200
+    assert loops == [None]
 
 
 def test_sets_are_compared_by_what_they_are_however_they_are_labelled(

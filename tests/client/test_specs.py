@@ -84,12 +84,13 @@ def test_set_writes_short_forms_out() -> None:
 def test_set_takes_a_text_from_a_file_as_it_stands_there(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     for written, read in [
+        ("\ufeffThink.\r\nTwice.\r\n", "Think.\nTwice."),  # as Windows' editors write it
         ("Think: twice.\n\n# Then answer.\n", "Think: twice.\n\n# Then answer."),
         ("ends in two\n\n", "ends in two\n"),
         ("3", "3"),
         ("", ""),
     ]:
-        file.write_text(written)
+        file.write_bytes(written.encode())
         changed = specs.override(BASE, [f"template.system=@{file}"])
         assert changed["template"] == {"system": read}
         assert TrainSpec.model_validate(changed).template.system == read

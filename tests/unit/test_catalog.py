@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from bridge_engine import catalog, spec_checks
 from bridge_engine.data import registry
 from bridge_engine.errors import DataError, EngineError
+from bridge_engine.job_spec import check, fill, parse_spec
 from bridge_engine.known_models import KNOWN
 from bridge_engine.methods import METHODS
 from bridge_engine.spec import DatasetRef, TrainSpec
@@ -306,6 +308,90 @@ def test_a_known_model_whose_weights_are_half_here_still_has_all_its_parameters(
         timeout=60,
     )  # fmt: skip
     assert "context=99, parameters=3085938688" in done.stdout
+
+
+def snapshot(places: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
+    """The folder of a model on the hub in the local cache, which holds its config alone."""
+    cache = places / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    made = folder / "snapshots" / "abc"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text('{"max_position_embeddings": 4096}')
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "chats"),
+    [("some/chatty", True), ("Qwen/Qwen2.5-3B", True), ("meta-llama/Llama-3.2-3B", False)],
+)
+def test_a_config_that_lies_alone_in_the_cache_denies_no_chat_template(
+    name: str, chats: bool, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known by heart still holds, and of any other model nobody can tell."""
+    folder = snapshot(places, monkeypatch, name)
+    model = catalog.resolve_model(name)
+    assert model.path == folder
+    assert spec_checks.has_chat_template(model) is chats
+    document = {"kind": "eval", "model": name, "benchmarks": "arithmetic"}
+    made = fill(parse_spec({**document, "preset": "qwen2.5-math"}))
+    assert made.template is not None
+    assert made.template.kind == ("chat" if chats else "plain")
+    refused = check(parse_spec({**document, "template": {"kind": "chat"}}))
+    assert [error.code for error in refused] == ([] if chats else ["no_chat_template"])
+
+
+def test_the_tokenizers_own_files_go_before_what_is_known_by_heart(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = snapshot(places, monkeypatch, "Qwen/Qwen2.5-3B")
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert not spec_checks.has_chat_template(catalog.resolve_model("Qwen/Qwen2.5-3B"))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert spec_checks.has_chat_template(catalog.resolve_model("Qwen/Qwen2.5-3B"))
+
+
+@pytest.mark.parametrize(
+    ("files", "silent_at", "chats"),
+    [
+        ({"tokenizer_config.json": '{"chat_template": "…"}'}, None, True),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "…"}, None, True),
+        ({"tokenizer_config.json": "{}"}, None, False),
+        ({"tokenizer_config.json": "{}"}, "chat_template.jinja", True),  # nobody can tell
+        ({}, None, True),
+    ],
+)
+def test_a_config_comes_from_the_hub_with_what_tells_of_a_chat_template(
+    files: dict[str, str],
+    silent_at: str | None,
+    chats: bool,
+    places: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import httpx
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    def download(repo: str, file: str, **_: Any) -> str:
+        if file == silent_at:
+            raise httpx.ConnectError("no answer")
+        if file != "config.json" and file not in files:
+            request = httpx.Request("HEAD", f"https://hub/{file}")
+            raise RemoteEntryNotFoundError("404", response=httpx.Response(404, request=request))
+        folder = places / "hub" / "models--some--new" / "snapshots" / "abc"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"config.json": '{"max_position_embeddings": 99}', **files}[file]
+        (folder / file).write_text(content)
+        return str(folder / file)
+
+    found = SimpleNamespace(safetensors=None)
+    api = SimpleNamespace(model_info=lambda name, timeout: found)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = catalog.resolve_model("some/new")
+    assert (model.context, spec_checks.has_chat_template(model)) == (99, chats)
 
 
 @pytest.mark.parametrize("config", ["{", "{}", '{"max_position_embeddings": "long"}'])

@@ -243,6 +243,41 @@ def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_
     assert f"{one['left_out']} problems left out" in warning.message
 
 
+def test_the_prompt_that_is_shown_is_of_a_problem_that_was_asked(tmp_path):
+    """Not of the first of all, where that leaves no room; nor does going on change it."""
+    changes = {
+        "benchmarks": [{"name": "arithmetic", "limit": 4, "kinds": ["add5", "add3"]}],
+        "template": {"suffix": "1+" * 110},
+        "sampling": {"max_new_tokens": 24, "batch_size": 1},
+    }
+    stops = iter([False, False, True])  # after the long ones, and the first that is asked
+    with evaluation(tmp_path, stop=lambda: next(stops), **changes) as made:
+        assert not made.run()
+        long, short = (made.sets[0].problems[n].problem for n in (0, 1))
+        assert [bool(a) for a in lines(tmp_path / COMPLETIONS).values()] == [False, True]
+    (one,) = run(tmp_path, **changes)["benchmarks"]
+    assert len(long) > len(short)
+    assert (one["left_out"], one["problems"]) == (1, 3)
+    assert one["prompt"] == short + "1+" * 110
+
+
+def test_a_run_whose_preset_missed_the_chat_template_warns_of_its_scores(tmp_path, monkeypatch):
+    """The spec was resolved where nobody could see the tokenizer's files."""
+    changes = {
+        "preset": "qwen2.5-math",
+        "benchmarks": [{"name": "arithmetic", "limit": 2, "template": {"kind": "plain"}}],
+        "sampling": {"max_new_tokens": 4},
+    }
+    run(tmp_path / "plain", **changes)
+    assert [e for e in events(tmp_path / "plain", "log") if e.level == "warning"] == []
+    subject = job_page.load_subject("bridge-tiny", None, parse_spec(SPEC).runtime)
+    tokenizer = subject.policy.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}")
+    run(tmp_path / "chat", **changes)
+    (warning,) = [e for e in events(tmp_path / "chat", "log") if e.level == "warning"]
+    assert "plain prompt of preset qwen2.5-math" in warning.message
+
+
 def test_what_the_answers_depend_on_beside_the_spec_is_looked_at_too(
     undisturbed, trained, tmp_path
 ):

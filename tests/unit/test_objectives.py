@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bridge_engine import objectives
-from bridge_engine.evaluate import score, wilson_interval
+from bridge_engine.evaluate import score
 from bridge_engine.objectives import StepTotals, group_advantages
 from bridge_engine.spec import RlSpec
 
@@ -91,15 +91,6 @@ def test_an_unjudged_answer_is_left_out_of_its_group_and_never_counts_as_wrong()
 
 def test_a_group_of_equal_rewards_has_advantage_exactly_zero():
     assert group_advantages([[0.1] * 3, [0.3] * 3]) == [[0.0] * 3] * 2
-
-
-def test_wilson_interval_matches_published_values():
-    # Newcombe 1998, table I, method 3 (score): 81/263 and 0/20
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson_interval(0, 64)[0] == 0.0
-    assert wilson_interval(64, 64)[1] == 1.0
-    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_unjudged_answers_are_counted_apart_from_wrong_ones():

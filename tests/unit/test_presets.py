@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from bridge_engine.evaluation.presets import SENTENCE, AdapterCard, filled, remark
+from bridge_engine.evaluation.presets import SENTENCE, AdapterCard, doubt, filled, remark
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.job_spec import check, fill, parse_spec
 from bridge_engine.spec import TemplateSpec
@@ -121,6 +121,18 @@ def test_who_asks_as_luffy_does_is_told_where_its_policies_prompt_stands() -> No
     assert remark(resolved("luffy", completions_of="job_1")) is None
     assert remark(resolved("luffy", template={"system": "Think."})) is None
     assert remark(resolved("qwen2.5-math")) is None
+
+
+def test_a_plain_prompt_that_a_preset_took_from_a_chat_model_is_doubted(tokenizer: Any) -> None:
+    chat = tokenizer.chat_template is not None
+    said = doubt(resolved("simplerl", chat=False, model="some/chatty"), tokenizer)
+    assert (said is not None) == chat
+    if said is not None:
+        assert "some/chatty" in said
+        assert "not the scores of the convention" in said
+    assert doubt(resolved("bridge", chat=False), tokenizer) is None  # its prompt is either
+    assert doubt(resolved("simplerl", template={"kind": "plain"}), tokenizer) is None  # as wished
+    assert doubt(resolved("luffy", CARD, chat=False), tokenizer) is None
 
 
 def test_filling_twice_changes_nothing_and_a_tokenizer_without_a_template_is_seen() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bridge_engine.scores import (
     Z95,
-    bootstrap_interval,
+    drawn_interval,
     mean,
     mean_interval,
     paired_difference,
@@ -52,11 +52,36 @@ def test_the_majority_is_of_those_that_state_an_answer_and_the_first_of_equals()
 
 def test_the_bootstrap_agrees_with_the_normal_approximation_and_its_seed() -> None:
     values = [float(i % 10 < 3) for i in range(400)]
-    low, high = bootstrap_interval(values, seed=0)
+    low, high, by = drawn_interval(values, seed=0)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
     assert (low, high) == (pytest.approx(0.3 - half, abs=0.01), pytest.approx(0.3 + half, abs=0.01))
-    assert bootstrap_interval(values, seed=0) == (low, high) != bootstrap_interval(values, seed=1)
-    assert bootstrap_interval([], seed=0) == (0.0, 1.0)
+    assert drawn_interval(values, seed=0) == (low, high, by) != drawn_interval(values, seed=1)
+    assert drawn_interval([], seed=0) == (0.0, 1.0, "bootstrap")
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 313, 1000])
+def test_what_is_drawn_for_a_seed_is_the_same_for_ever(n: int) -> None:
+    """To the last bit what plain Python draws, so that no recorded interval moves."""
+    rng = random.Random(n)
+    values = [rng.randint(0, 3) / 3 for _ in range(n)]
+    drawn = random.Random("7/bootstrap")
+    means = sorted(mean(drawn.choices(values, k=n)) for _ in range(2000))
+    assert drawn_interval(values, seed=7) == (means[50], means[1949], "bootstrap")
+
+
+def test_problems_are_drawn_once_for_all_scores_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison has an interval for each of its scores, and is made within a request."""
+    seeded = []
+
+    class Seen(random.Random):
+        def __init__(self, seed: str) -> None:
+            seeded.append(seed)
+            super().__init__(seed)
+
+    monkeypatch.setattr(random, "Random", Seen)
+    for k in range(2, 8):
+        drawn_interval([i / k for i in range(k)] * (840 // k), seed=991)
+    assert seeded == ["991/bootstrap"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.004, 0.999])
@@ -73,20 +98,31 @@ def test_many_problems_have_the_interval_that_drawing_them_would_give(share: flo
         for count in range(n + 1)
     )
     below = list(itertools.accumulate(chances))
-    low, high = bootstrap_interval([1.0] * right + [0.0] * (n - right), seed=0)
+    low, high, by = drawn_interval([1.0] * right + [0.0] * (n - right), seed=0)
+    assert by == "normal"
     for bound, tail in ((low, 0.025), (high, 0.975)):
         exact = next(count for count, chance in enumerate(below) if chance >= tail)
         assert bound * n == pytest.approx(exact, abs=1.0)  # a count, which is whole
-    assert bootstrap_interval([0.5] * n, seed=0) == (0.5, 0.5)
-    assert bootstrap_interval([1.0] * 2 + [0.0] * n, seed=0)[0] == 0.0  # never below the lowest
+    assert drawn_interval([0.5] * n, seed=0) == (0.5, 0.5, "normal")
+    assert drawn_interval([1.0] * 2 + [0.0] * n, seed=0)[0] == 0.0  # never below the lowest
+
+
+def test_wilson_interval_matches_published_values():
+    # Newcombe 1998, table I, method 3 (score): 81/263 and 0/20
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(0, 64)[0] == 0.0
+    assert wilson_interval(64, 64)[1] == 1.0
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_an_interval_is_wilsons_where_each_problem_counts_0_or_1_and_bootstrapped_else() -> None:
     whole = [1.0] * 30 + [0.0] * 70
     assert mean_interval(whole, seed=0) == (*wilson_interval(30, 100), "wilson")
     parts = [i / 10 for i in range(11)]
-    assert mean_interval(parts * 9, seed=0) == (*bootstrap_interval(parts * 9, seed=0), "bootstrap")
-    assert mean_interval(parts * 99, seed=0) == (*bootstrap_interval(parts * 99, seed=0), "normal")
+    assert mean_interval(parts * 9, seed=0) == drawn_interval(parts * 9, seed=0)
+    assert mean_interval(parts * 99, seed=0) == drawn_interval(parts * 99, seed=0)
+    assert [mean_interval(parts * n, seed=0)[2] for n in (9, 99)] == ["bootstrap", "normal"]
     assert mean_interval([], seed=0) == (0.0, 1.0, "wilson")
 
 
