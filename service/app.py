@@ -96,7 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.stopping = threading.Event()
     app.state.feeds = Feeds(store, app.state.stopping)
     app.add_middleware(OriginMiddleware, settings=settings)
-    for router in (openai.asking, generate.router):  # first: routes are tried in turn
+    # First, as routes are tried in turn; and without dependencies, which they would not heed.
+    for router in (openai.asking, generate.router):
         app.include_router(router)
     health.install(app, store)  # around it: refusals are counted too
     for feature in (

@@ -15,6 +15,8 @@ from service.store.database import load_json
 Chunk = dict[str, Any]
 _END_SECONDS = 0.1
 """So long the connection's own end may come after the answer's."""
+_LONGEST_LINE = 16 * 2**20
+"""Bytes of one line of a stream; one without an end must not fill the memory."""
 
 
 class AnswerStream:
@@ -44,7 +46,7 @@ class AnswerStream:
                 trouble: Exception | None = None
                 try:
                     self._ended = self._take(lines, came)
-                except (ApiError, ValueError) as error:
+                except (ApiError, ValueError, RecursionError) as error:
                     trouble = error
                 if came:
                     yield came
@@ -52,7 +54,7 @@ class AnswerStream:
                     raise trouble
                 if self._ended:
                     return
-        except (aiohttp.ClientError, ValueError) as error:
+        except (aiohttp.ClientError, ValueError, RecursionError) as error:
             raise broken(str(error) or type(error).__name__) from error
         raise broken("the stream ended early")
 
@@ -65,20 +67,38 @@ class AnswerStream:
             if not data:
                 continue
             chunk: Chunk = load_json(data)
+            if not isinstance(chunk, dict):
+                raise ValueError("a chunk that is no object")
             if "error" in chunk:
-                message = str((chunk["error"] or {}).get("message"))
+                error = chunk["error"]
+                message = error.get("message") if isinstance(error, dict) else error
                 raise ApiError(502, "inference_failed", f"inference failed: {message}")
+            if not isinstance(chunk.get("choices"), list):
+                raise ValueError("a chunk without choices")
             check_ends(chunk)
             came.append(copied(chunk, self.copies))
         return False
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
-    """Lines as server-sent events have them: JSON may hold U+2028 and its like as they are."""
+    """Lines as server-sent events have them: JSON may hold U+2028 and its like as they are. Where
+    the connection breaks, what had come before is given first."""
     rest = b""
-    async for content in response.content.iter_any():
+    trouble: aiohttp.ClientError | None = None
+    while trouble is None:
+        try:
+            content = await response.content.readany()
+        except aiohttp.ClientError as error:
+            # a reader is told of the end before it is given what came before it
+            content, trouble = response.content._read_nowait(-1), error
+        if not content:
+            break
         *lines, rest = (rest + content).split(b"\n")
         yield lines
+        if len(rest) > _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE} bytes")
+    if trouble is not None:
+        raise trouble
     yield [rest]
 
 

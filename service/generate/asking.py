@@ -34,12 +34,17 @@ class AskingRoute(APIRoute):
 
     FastAPI works out anew for each request what a function depends on, which took as long as all
     that is done here for an answer of vLLM's. So this does the same without asking: it refuses
-    query parameters, as there are none, reads the body, and takes a place.
+    query parameters, as there are none, reads the body, and takes a place. It heeds no dependency,
+    neither of its own, with which it refuses to be made, nor of a router or the application: what
+    every request is to pass belongs here.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's own way to replace what handles a request."""
         ask = self.endpoint
+        unheeded = [d.call for d in self.dependant.dependencies if d.call is not read_body]
+        if unheeded:
+            raise TypeError(f"{self.path} depends on {unheeded}, which AskingRoute does not do")
 
         async def handle(request: Request) -> Response:
             await known_parameters(request)

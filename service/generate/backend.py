@@ -112,7 +112,11 @@ class InferenceBackend:
             client = self._clients[loop] = aiohttp.ClientSession(
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    keepalive_timeout=IDLE_SECONDS,
+                    use_dns_cache=False,  # a server that starts anew may be at another address
+                ),
                 # A loopback address must never be sent through a proxy of the environment.
                 trust_env=False,
             )
@@ -124,9 +128,8 @@ class InferenceBackend:
 
     async def healthy(self) -> bool:
         """Does it answer?"""
-        timeout = aiohttp.ClientTimeout(CONNECT_SECONDS)
         try:
-            async with self._http.get(f"{self.url}/health", timeout=timeout) as response:
+            async with await self._request("GET", "/health", None, CONNECT_SECONDS) as response:
                 return _good(response.status)
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -240,7 +243,7 @@ class InferenceBackend:
     ) -> aiohttp.ClientResponse:
         """The head of the answer, once it is there."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        return await self._http.request(
+        response = await self._http.request(
             method,
             self.url + path,
             data=content,
@@ -248,6 +251,8 @@ class InferenceBackend:
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(None, connect=CONNECT_SECONDS, sock_read=seconds),
         )
+        _end_with_the_connection(response)
+        return response
 
     @contextmanager
     def _explained(self, seconds: float) -> Iterator[None]:
@@ -281,11 +286,12 @@ class InferenceBackend:
         )
 
     def _unreachable(self, error: aiohttp.ClientError) -> ApiError:
+        why = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         return ApiError(
             503,
             "inference_unreachable",
             f"the inference server at {self.url} cannot be reached "
-            f"({str(error) or type(error).__name__}); {self.start_it}, or "
+            f"({str(why) or type(why).__name__}); {self.start_it}, or "
             "say where it is with BRIDGE_INFERENCE_URL. Training goes on without it",
             headers={"Retry-After": "5"},
             outside="inference cannot be reached now; training goes on without it",
@@ -293,9 +299,25 @@ class InferenceBackend:
 
     def _failed(self, reply: Reply, message: str) -> ApiError:
         if reply.status in (429, 503):
-            after = reply.headers.get("Retry-After", "2")
+            after = reply.headers.get("Retry-After", "")
+            after = after if after.isascii() and after.isdigit() else "2"
             return ApiError(reply.status, "inference_busy", message, headers={"Retry-After": after})
         return ApiError(502, "inference_failed", f"inference failed: {message}")
+
+
+def _end_with_the_connection(response: aiohttp.ClientResponse) -> None:
+    """Where the server's bytes stop being HTTP, aiohttp lets go of the connection, the clock of its
+    silence with it, and tells nobody who reads: they would wait for ever."""
+    connection, body = response.connection, response.content
+    protocol = None if connection is None else connection.protocol  # an empty queue, thus false
+    closed = None if protocol is None else protocol.closed
+
+    def end(_: object) -> None:
+        if not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the connection broke"))
+
+    if closed is not None:
+        closed.add_done_callback(end)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> Reply:
