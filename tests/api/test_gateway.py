@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -131,14 +131,17 @@ def test_an_adapters_request_goes_by_the_registry_as_it_is_now(
 def read(*contents: bytes, error: Exception | None = None) -> list[list[str] | str]:
     """The texts that come at once, and the code of the error at the end."""
 
-    async def arriving() -> AsyncIterator[bytes]:
-        for content in contents:
-            yield content
-        if error is not None:
+    arriving = iter(contents)
+
+    async def readany() -> bytes:
+        content = next(arriving, None)
+        if content is None and error is not None:
             raise error
+        return content or b""
 
     async def all_of_it() -> list[list[str] | str]:
-        response = SimpleNamespace(content=SimpleNamespace(iter_any=arriving))
+        body = SimpleNamespace(readany=readany, _read_nowait=lambda most: b"")
+        response = SimpleNamespace(content=body)
         found: list[list[str] | str] = []
         try:
             async for chunks in AnswerStream(cast(aiohttp.ClientResponse, response)).chunks():
