@@ -55,7 +55,7 @@ class LoraLinear(nn.Module):
     def delta(self, names: Sequence[str]) -> Tensor:
         """What the named adapters add to W, float32."""
         a, b = self.stacked(names)
-        return (b @ a) * self.scale
+        return (b @ a).mul_(self.scale)
 
     @torch.no_grad()
     def weight_in_use(self) -> Tensor:
@@ -71,8 +71,7 @@ class LoraLinear(nn.Module):
         weight = self.base.weight
         if not names:
             return weight.to(torch.promote_types(weight.dtype, torch.float32))
-        delta = self.delta(names)
-        return weight.to(delta.dtype) + delta
+        return self.delta(names).add_(weight)  # in place: new memory costs more than the sum
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merging is not None:
