@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from bridge_engine.models import materialize_model
+    from bridge_engine.request_heads import HTTP
     from inference.app import GRACE_SECONDS, create_app
 
     disable_progress_bar()  # a log file is no terminal
@@ -85,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config = uvicorn.Config(
         *(app, options.host, options.port),
+        http=HTTP,
         log_level="info",
         timeout_graceful_shutdown=int(GRACE_SECONDS),
     )

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from bridge_engine.request_heads import HTTP
 from service.app import create_app
 from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
@@ -113,7 +114,7 @@ def _serve(app: FastAPI, settings: Settings) -> None:
     logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, timeout_graceful_shutdown=10
+        app, host=settings.host, port=settings.port, http=HTTP, timeout_graceful_shutdown=10
     )
     _Server(app, config).run()
 

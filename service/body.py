@@ -19,6 +19,8 @@ MAX_BYTES = 1_000_000
 MAX_YAML_BYTES = 200_000
 """YAML is read at some 50 kB a second, and a request must not keep the service busy for longer."""
 
+_SURROGATE = re.compile(rb"\\(u|U0000)[dD][89a-fA-F]")
+"""What may be the escape of half a character; few bodies have one, and only those are searched."""
 _JSON = re.compile(r"application/(json|[\w.+-]+\+json)")
 _YAML = re.compile(r"(application|text)/(x-)?yaml")
 
@@ -69,6 +71,8 @@ def read_object(body: tuple[bytes, str], *, allow_yaml: bool = False) -> dict[st
             given=media_type or None,
             allowed=accepted.split(" or "),
         )
+    if _SURROGATE.search(content):
+        _refuse_half_characters(value)
     if not isinstance(value, dict):
         what = "empty" if value is None else f"a {type(value).__name__}"
         raise ApiError(422, "not_an_object", f"the body must be an object of fields; it is {what}")
@@ -89,6 +93,29 @@ def _from_json(content: bytes) -> Any:
         raise ApiError(400, "broken_json", "the body is nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
         raise ApiError(400, "broken_json", f"the body cannot be read: {error}") from None
+
+
+def _refuse_half_characters(value: Any) -> None:
+    """JSON and YAML can say `\\ud800` alone, which is no character: no database, file or header
+    could have it."""
+    for field, part in value.items() if isinstance(value, dict) else [(None, value)]:
+        try:
+            json.dumps([field, part], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            text, at = error.object, error.start
+            raise ApiError(
+                400,
+                "broken_encoding",
+                f"the body has \\u{ord(text[at]):04x} alone, half of a surrogate pair, after "
+                f"{text[max(1, at - 30) : at]!r}; send a whole character",
+                param=None if field is None else _writable(str(field)),
+            ) from None
+        except (RecursionError, ValueError) as error:  # or YAML's number of thousands of digits
+            raise ApiError(400, "broken_encoding", f"the body cannot be written: {error}") from None
+
+
+def _writable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _no_constant(name: str) -> None:

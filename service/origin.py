@@ -27,12 +27,14 @@ from service.errors import ApiError, respond
 from service.settings import Settings
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^][:/@\s]+)(:[0-9]*)?", re.IGNORECASE)
+_LONGEST = 253
+"""Characters of a host's name, as DNS has it: nothing longer is looked at, or kept in the cache."""
 _HINT = "set BRIDGE_ALLOWED_HOSTS to the names it is reached under, separated by commas"
 
 
 class OriginMiddleware:
     """Answers 403 to requests under a name that is not the service's, and to those of web pages
-    elsewhere. Plain ASGI: it does not buffer streams."""
+    elsewhere; 400 to those that leave open under which. Plain ASGI: it does not buffer streams."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
@@ -48,7 +50,15 @@ class OriginMiddleware:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        given = headers.get("host", "")
+        hosts = headers.getlist("host")
+        if len(hosts) > 1 or not (hosts or scope["http_version"] == "1.0"):
+            return ApiError(
+                400,
+                "broken_host",
+                f"the request has {len(hosts) or 'no'} Host headers; send exactly one",
+                param="Host",
+            )
+        given = hosts[0] if hosts else ""
         host = _name(given)
         if host is None or not (self._named(host) or self._own_network(host)):
             return ApiError(
@@ -91,7 +101,8 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _name(host: str) -> str | None:
     """The host without its port and brackets; None where it is not one."""
     found = _HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else None
+    name = found[1].strip("[]").lower() if found else None
+    return name if name and len(name) <= _LONGEST else None
 
 
 def _netloc(origin: str) -> str:

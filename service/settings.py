@@ -209,6 +209,11 @@ class Settings(BaseSettings):
         urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
         if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
             raise ValueError("it must be an address such as http://127.0.0.1:8001")
+        if "@" in value:  # in no part of one: a password may have a slash
+            raise ValueError(
+                "it must hold no user and password (no @), since addresses are logged; set "
+                "BRIDGE_INFERENCE_API_KEY to the servers' key"
+            )
         return ",".join(dict.fromkeys(urls))
 
     @model_validator(mode="before")

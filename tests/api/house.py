@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
 from bridge_engine.checkpoint import MANIFEST
+from bridge_engine.request_heads import HTTP
 from bridge_engine.spec import TrainSpec
 from service.app import create_app
 from service.settings import Settings
@@ -153,7 +154,7 @@ class Served:
         self._listener = socket.socket(proto=socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
+        self._server = uvicorn.Server(uvicorn.Config(self.app, http=HTTP, log_level="warning"))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from service.origin import _address
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, connect, problem
@@ -37,6 +40,39 @@ def test_name_that_is_not_the_services_is_403_everywhere(client: TestClient, hos
         body = problem(client.get(path, headers={"Host": host}), 403, "foreign_host")
         assert "BRIDGE_ALLOWED_HOSTS" in body["detail"]
         assert body["given"] == host
+
+
+@pytest.mark.parametrize("name", ["a" * 254, "[" + "1" * 254 + "]", "a." * 30_000])
+def test_name_longer_than_any_is_refused_and_not_kept(client: TestClient, name: str) -> None:
+    _address.cache_clear()
+    problem(client.get("/jobs", headers={"Host": name}), 403, "foreign_host")
+    origin = client.get("/jobs", headers={"Origin": f"http://{name}"})
+    problem(origin, 403, "foreign_origin")
+    assert _address.cache_info().currsize == 1  # the client's own address
+
+
+def test_longest_name_is_still_one(settings: Settings) -> None:
+    name = ".".join(["a" * 61] * 4) + ".arpa"
+    assert len(name) == 252
+    with served(settings, allowed_hosts=[name]) as client:
+        assert client.get("/jobs", headers={"Host": f"{name}:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize("others", [["127.0.0.1"], ["evil.example"], ["", ""]])
+def test_several_hosts_are_400(client: TestClient, others: list[str]) -> None:
+    """One reader would go by the first, another by the last."""
+    headers = [("Host", host) for host in ("127.0.0.1", *others)]
+    body = problem(client.get("/jobs", headers=headers), 400, "broken_host")
+    assert f"{1 + len(others)} Host headers" in body["detail"]
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.1", 400), ("1.0", 403)])
+def test_request_without_a_host_is_refused(http: httpx.Client, version: str, status: int) -> None:
+    """HTTP/1.0 knows no Host, and needs none; but then it says no name of the service's either."""
+    at = (http.base_url.host, http.base_url.port)
+    with socket.create_connection(at, timeout=20) as connection:
+        connection.sendall(f"GET /healthz HTTP/{version}\r\n\r\n".encode())
+        assert connection.recv(12).endswith(f" {status}".encode())
 
 
 ATTACKS: dict[str, Callable[[TestClient, str, dict[str, str]], Any]] = {

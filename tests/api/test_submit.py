@@ -146,7 +146,6 @@ def test_every_field_at_fault_is_named(client: TestClient) -> None:
         ({"seed": -1}, "seed"),
         ({"data": DATA | {"eval": "arithmetic/train"}}, "data.eval"),
         ({"name": "x" * 201}, "name"),
-        ({"name": "half a character \ud800"}, "name"),
         ({"steps": "many"}, "steps"),
         ({"data": "arithmetic"}, "data"),
         ({"data": None}, "data"),
@@ -243,6 +242,41 @@ def test_body_that_is_not_utf8_is_400(client: TestClient) -> None:
         "/jobs", content=b'{"name": "\xff"}', headers={"Content-Type": "application/json"}
     )
     problem(response, 400, "broken_encoding")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "text", "param"),
+    [
+        ("/jobs", "json", r'{"method": "bridge", "name": "a\ud800"}', "name"),
+        ("/jobs", "json", r'{"steps": 3, "template": {"system": "a\ud800"}}', "template"),
+        ("/jobs", "json", r'{"\uDfFf": 1}', r"\udfff"),
+        ("/jobs", "json", r'["\ude00\ud83d"]', None),
+        ("/jobs", "yaml", r'{"name": "\ud800"}', "name"),
+        ("/jobs", "yaml", r'name: "\ud800"', "name"),
+        ("/jobs", "yaml", r'name: "\U0000d800"', "name"),
+        ("/generate", "json", r'{"model": "bridge-tiny", "prompt": "\ud800"}', "prompt"),
+        ("/generate", "json", r'{"model": "bridge-tiny", "stop": ["\ud800"]}', "stop"),
+        ("/v1/completions", "json", r'{"model": "\ud800", "prompt": "1"}', "model"),
+        ("/v1/completions", "json", r'{"model": "m", "\ud800": "1"}', r"\ud800"),
+        ("/v1/chat/completions", "json", r'{"messages": [{"content": "\ud800"}]}', "messages"),
+    ],
+)
+def test_half_a_character_is_400_and_says_where(
+    client: TestClient, path: str, kind: str, text: str, param: str | None
+) -> None:
+    response = client.post(path, content=text, headers={"Content-Type": f"application/{kind}"})
+    assert response.status_code == 400, response.text
+    body = response.json()
+    body = body.get("error", body)  # OpenAI's, under /v1
+    assert (body["code"], body.get("param")) == ("broken_encoding", param)
+    assert "half of a surrogate pair, after" in response.text
+
+
+@pytest.mark.parametrize("name", [r"\ud83d\ude00", r"\\ud800", "\U0001f600"])
+def test_whole_characters_pass_however_they_are_written(client: TestClient, name: str) -> None:
+    text = json.dumps(BRIDGE)[:-1] + f', "name": "{name}"}}'
+    response = client.post("/jobs", content=text, headers={"Content-Type": "application/json"})
+    assert response.json()["name"] == json.loads(f'"{name}"')
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '"bridge"', "null"])

@@ -72,6 +72,23 @@ def test_several_inference_servers_are_for_vllm_alone(monkeypatch: pytest.Monkey
         Settings()
 
 
+@pytest.mark.parametrize(
+    "url", ["http://u:hunter2@a:1", "http://b:2,https://hunter2@a", "http://u:h/hunter2@a"]
+)
+def test_credentials_in_an_inference_url_are_refused_and_not_repeated(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses are told in logs and answers."""
+    monkeypatch.setenv("BRIDGE_INFERENCE_BACKEND", "vllm")
+    monkeypatch.setenv("BRIDGE_INFERENCE_URL", url)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = explain(refused.value)
+    assert told.startswith("BRIDGE_INFERENCE_URL: ")
+    assert "BRIDGE_INFERENCE_API_KEY" in told
+    assert "hunter2" not in told
+
+
 def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:
     with pytest.raises(ValidationError, match="at least twice BRIDGE_HEARTBEAT_SECONDS"):
         Settings(lease_seconds=5, heartbeat_seconds=3)
