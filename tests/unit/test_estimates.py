@@ -21,7 +21,7 @@ from bridge_engine.vector import Vector
 from service.jobs.duration import DEVICES, work
 from service.jobs.estimate import estimate
 from service.jobs.lengths import lengths
-from service.jobs.memory import LOGIT, LOGITS_AT_ONCE, Memory, memory
+from service.jobs.memory import KEPT_LOGITS, LOGIT, LOGITS_AT_ONCE, Memory, memory
 
 SIZES = {
     "vocab_size": 160,
@@ -185,6 +185,7 @@ def _matrices(made: Policy) -> list[torch.Tensor]:
 
 def test_the_logits_that_exist_at_once_are_as_many_as_in_training() -> None:
     assert LOGITS_AT_ONCE == logprobs.LOGITS_AT_ONCE
+    assert KEPT_LOGITS == logprobs.KEPT_LOGITS
 
 
 def test_what_is_meant_to_save_memory_does(shape: Shape) -> None:
