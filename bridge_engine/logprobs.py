@@ -9,7 +9,8 @@ Completion tokens are gone through in chunks, and of each is kept what the backw
   the loss will do with it, so that it can be computed while the logits are there, and costs no
   more now than later.
 - *The head is trained* (a full student): nothing but the hidden states; the backward pass computes
-  the chunk's logits again (torch.utils.checkpoint). Not where one chunk is all there is.
+  the chunk's logits again (torch.utils.checkpoint). Not where all of them are few: then they are
+  kept, a chunk after the other.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ LOGITS_AT_ONCE = 1 << 24
 
 On a CPU chunks of 64 to 1024 tokens take the same time to within 5 % (V = 49 152); a GPU wants the
 larger ones, and 110 tokens of V = 151 936 still keep its matrix units busy."""
+
+
+KEPT_LOGITS = 1 << 26
+"""Tokens × vocabulary that a trained head keeps rather than computes again; 256 MB in float32,
+beside the 16 bytes for each of its weights that a full student takes anyway."""
 
 
 def completion_logprobs(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -66,13 +72,14 @@ def target_logprobs(model: Any, hidden_ND: Tensor, targets_N: Tensor) -> tuple[T
     """(log-probability of each target, entropy of the distribution it is from), both (N,), from
     last hidden states."""
     head = model.get_output_embeddings()
-    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+    vocabulary = model.config.get_text_config().vocab_size
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
     compute: Callable[..., tuple[Tensor, Tensor]] = partial(_all_at_once, model)
     if torch.is_grad_enabled():
         if not any(p.requires_grad for p in head.parameters()):
             if hidden_ND.requires_grad:
                 compute = partial(_linearised, model)
-        elif len(hidden_ND) > size:
+        elif len(hidden_ND) * vocabulary > KEPT_LOGITS:
             # nothing in the head is random
             compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
     chunks = zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True)

@@ -35,6 +35,8 @@ PROCESS = 500_000_000
 LOGITS_AT_ONCE = 2**24
 """Numbers of the piece of logits that exists at once in training, as in `bridge_engine.logprobs`
 (which loads torch)."""
+KEPT_LOGITS = 2**26
+"""So many a trained head keeps for its backward pass, as there; of more it keeps none."""
 LOGIT = 24
 """Bytes for each: itself, its logarithm, both gradients, and the entropy's two terms."""
 
@@ -158,7 +160,10 @@ def _training(spec: TrainSpec, shape: Shape, width: int, texts: Lengths) -> int:
     kept = shape.layers * block
     if spec.runtime.gradient_checkpointing:
         kept = shape.layers * shape.hidden + block
-    logits = min(tokens * shape.vocabulary, LOGITS_AT_ONCE) * LOGIT
+    numbers = tokens * shape.vocabulary
+    logits = min(numbers, LOGITS_AT_ONCE) * LOGIT
+    if spec.student.form == "full" and numbers <= KEPT_LOGITS:
+        logits += numbers * 4
     return tokens * kept * width + logits + _low_copy(spec, shape, width)
 
 

@@ -21,7 +21,7 @@ from bridge_engine.vector import Vector
 from service.jobs.duration import DEVICES, work
 from service.jobs.estimate import estimate
 from service.jobs.lengths import lengths
-from service.jobs.memory import LOGIT, LOGITS_AT_ONCE, Memory, memory
+from service.jobs.memory import KEPT_LOGITS, LOGIT, LOGITS_AT_ONCE, Memory, memory
 
 SIZES = {
     "vocab_size": 160,
@@ -106,8 +106,10 @@ def _activations(given: TrainSpec, shape: Shape, width: int, tokens: int) -> int
 
 
 def test_weights_moments_and_gradient_are_16_bytes_a_parameter_of_a_full_student(
-    shape: Shape,
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few = memory(spec(method="sft", student="full"), shape, CONTEXT)
+    monkeypatch.setattr("service.jobs.memory.KEPT_LOGITS", 0)
     tensors = [torch.nn.Parameter(torch.zeros(5, 7))]
     held = ParameterSet("student", tensors, spec().optimizer, 1e-3)
     held.ascend(Vector([torch.ones(5, 7)]))
@@ -120,6 +122,9 @@ def test_weights_moments_and_gradient_are_16_bytes_a_parameter_of_a_full_student
     assert lora.trained == resting * adapter
     assert full.trained == resting * shape.parameters
     assert full.training - lora.training == 4 * (shape.parameters - adapter)
+    kept = few.training - full.training
+    assert kept > 0
+    assert kept % (4 * shape.vocabulary) == 0, "logits that are few are kept, 4 bytes each"
     assert (lora.base, full.base) == (4 * shape.parameters, 0)
     reference = spec(method="rl", student="full", rl={"kl_coef": 0.1})
     assert memory(reference, shape, CONTEXT).base == 4 * shape.parameters
@@ -185,6 +190,7 @@ def _matrices(made: Policy) -> list[torch.Tensor]:
 
 def test_the_logits_that_exist_at_once_are_as_many_as_in_training() -> None:
     assert LOGITS_AT_ONCE == logprobs.LOGITS_AT_ONCE
+    assert KEPT_LOGITS == logprobs.KEPT_LOGITS
 
 
 def test_what_is_meant_to_save_memory_does(shape: Shape) -> None:

@@ -107,7 +107,10 @@ def test_chunks_change_neither_values_nor_entropy_nor_gradients(monkeypatch, for
         monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 10**9)
         whole = ours(policy.module, pad_all(sequences), sequences)
         monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", tokens_at_once * 23)
+        few = ours(policy.module, pad_all(sequences), sequences)
+        monkeypatch.setattr(logprobs, "KEPT_LOGITS", 0)
         chunked = ours(policy.module, pad_all(sequences), sequences)
+    assert_same(few, whole, 1e-13)
     assert_same(chunked, whole, 1e-13)
     # 1e-7 because the model's own RMSNorm computes in float32, whatever the weights are
     assert_same(chunked, expected, 1e-7)
@@ -153,6 +156,7 @@ def test_no_more_logits_exist_than_those_of_one_chunk(monkeypatch, head):
     model.get_output_embeddings().requires_grad_(head == "trained")
     sequences = random_sequences(20, seed=1)
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once * vocabulary)
+    monkeypatch.setattr(logprobs, "KEPT_LOGITS", at_once * vocabulary)
     kept = []
     batch = pad_all(sequences)
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
