@@ -22,8 +22,8 @@ from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
 from bridge_engine.checkpoint import MANIFEST
-from bridge_engine.request_heads import HTTP
 from bridge_engine.spec import TrainSpec
+from bridge_http.heads import HTTP
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store
