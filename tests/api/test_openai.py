@@ -16,7 +16,8 @@ import openai
 import pytest
 
 from service.settings import Settings
-from tests.api.house import House, Service, free_port, start_inference
+from tests.api.house import House, Service, start_inference
+from tests.support.ports import free_port
 
 PROMPT = "12+3-5?"
 pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
