@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from inference.batch import Batch
+from tests.support.waiting import until
 
 ALPHABET = "0123456789+-*()=,#?"
 
@@ -117,10 +117,7 @@ class Held:
         self.scheduler = app.state.scheduler
 
     def waiting(self, count: int) -> None:
-        deadline = time.monotonic() + 30
-        while self.scheduler.figures()["waiting"] < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: self.scheduler.figures()["waiting"] >= count)
 
 
 def loaded(client: Any) -> set[str]:
