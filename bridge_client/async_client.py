@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from httpx_sse import EventSource
 
 from bridge_client import _core, specs
-from bridge_client._core import Call, Retry, check
+from bridge_client._connection import AsyncConnection
+from bridge_client._core import Retry, check
 from bridge_client._download import Download
 from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
@@ -29,9 +29,7 @@ from bridge_client.models import (
     Grades,
     Job,
     Metrics,
-    Page,
     Project,
-    Record,
     Sample,
     Scores,
 )
@@ -39,96 +37,9 @@ from bridge_client.models import (
 if TYPE_CHECKING:
     from bridge_engine.job_spec import JobSpec
 
-T = TypeVar("T")
-R = TypeVar("R", bound=Record)
 
-
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """Speaks to a Bridge service from asyncio. See `Client` for what everything means."""
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        project: str | None = None,
-        timeout: float | httpx.Timeout = _core.DEFAULT_TIMEOUT,
-        retries: int = _core.RETRIES,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.base_url = (base_url or _core.default_url()).rstrip("/")
-        self._retries = retries
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            timeout=timeout,
-            headers=_core.project_header(project),
-            transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
-        )
-
-    async def close(self) -> None:
-        """Closes the connections it keeps open."""
-        await self._http.aclose()
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def _send(self, call: Call[T]) -> T:
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with call.arguments() as arguments:
-                    response = await self._http.request(call.method, call.path, **arguments)
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            else:
-                again = retry.after_response(response)
-                if again is None:
-                    return call.read(response)
-                delay = again
-            await asyncio.sleep(delay)
-
-    async def _pieces(
-        self, call: Call[Any], begin: Callable[[httpx.Response], None]
-    ) -> AsyncIterator[bytes]:
-        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                async with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            await response.aread()
-                        check(response)
-                        begin(response)
-                        async for piece in response.aiter_bytes():
-                            yield piece
-                        return
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            await asyncio.sleep(delay)
-
-    async def _all(
-        self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]
-    ) -> AsyncIterator[R]:
-        """Every item of a list, page after page."""
-        after: str | None = None
-        while True:
-            page = await self._send(page_of(after=after, **query))
-            for item in page.data:
-                yield item
-            after = page.next
-            if after is None:
-                return
 
     # ------------------------------------------------------------------ jobs
 

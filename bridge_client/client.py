@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from httpx_sse import EventSource
 
 from bridge_client import _core, specs
-from bridge_client._core import Call, Retry, check
+from bridge_client._connection import Connection
+from bridge_client._core import Retry, check
 from bridge_client._download import Download
 from bridge_client._stream import BROKEN, Answer, Cursor, Lines, Patience
 from bridge_client.errors import BridgeError
@@ -29,9 +29,7 @@ from bridge_client.models import (
     Grades,
     Job,
     Metrics,
-    Page,
     Project,
-    Record,
     Sample,
     Scores,
 )
@@ -39,11 +37,8 @@ from bridge_client.models import (
 if TYPE_CHECKING:
     from bridge_engine.job_spec import JobSpec
 
-T = TypeVar("T")
-R = TypeVar("R", bound=Record)
 
-
-class Client:
+class Client(Connection):
     """Speaks to a Bridge service. Safe to use from several threads.
 
     `base_url` defaults to BRIDGE_URL, else to the service that runs in BRIDGE_HOME (./.bridge),
@@ -52,84 +47,6 @@ class Client:
     jobs are submitted to and listed from. Raises `BridgeError`: `APIStatusError` when the service
     refuses, `ConnectionError` when none answers.
     """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        project: str | None = None,
-        timeout: float | httpx.Timeout = _core.DEFAULT_TIMEOUT,
-        retries: int = _core.RETRIES,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self.base_url = (base_url or _core.default_url()).rstrip("/")
-        self._retries = retries
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            timeout=timeout,
-            headers=_core.project_header(project),
-            transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
-        )
-
-    def close(self) -> None:
-        """Closes the connections it keeps open."""
-        self._http.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _send(self, call: Call[T]) -> T:
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with call.arguments() as arguments:
-                    response = self._http.request(call.method, call.path, **arguments)
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            else:
-                again = retry.after_response(response)
-                if again is None:
-                    return call.read(response)
-                delay = again
-            time.sleep(delay)
-
-    def _pieces(self, call: Call[Any], begin: Callable[[httpx.Response], None]) -> Iterator[bytes]:
-        """An answer as it comes. `begin` is told of each try: what comes then is from the start."""
-        retry = Retry(call, self.base_url, self._retries)
-        while True:
-            try:
-                with self._http.stream("GET", call.path, timeout=call.timeout) as response:
-                    again = retry.after_response(response)
-                    if again is None:
-                        if not response.is_success:
-                            response.read()
-                        check(response)
-                        begin(response)
-                        yield from response.iter_bytes()
-                        return
-                    delay = again
-            except httpx.TransportError as error:
-                delay = retry.after_error(error)
-            time.sleep(delay)
-
-    def _all(self, page_of: Callable[..., Call[Page[R]]], query: dict[str, Any]) -> Iterator[R]:
-        """Every item of a list, page after page."""
-        after: str | None = None
-        while True:
-            page = self._send(page_of(after=after, **query))
-            yield from page.data
-            after = page.next
-            if after is None:
-                return
 
     # ------------------------------------------------------------------ jobs
 

@@ -18,13 +18,12 @@ what has begun go on for ten seconds and sends away what waits.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
-import socket
 import sys
 from dataclasses import replace
 from types import FrameType
 
+from bridge_http.addresses import is_loopback, obstacle
 from inference.limits import MAX_ADAPTERS, MAX_BASES, Limits
 
 CANNOT_START = 2
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from bridge_engine.models import materialize_model
-    from bridge_engine.request_heads import HTTP
+    from bridge_http.heads import HTTP
     from inference.app import GRACE_SECONDS, create_app
 
     disable_progress_bar()  # a log file is no terminal
@@ -124,32 +123,18 @@ def _memory_of(device: str) -> int:
 def _refusal(host: str, port: int) -> str | None:
     """Why it cannot listen there, or None."""
     allowed = os.environ.get("BRIDGE_ALLOW_UNAUTHENTICATED", "").lower() in _YES
-    if not (_is_loopback(host) or allowed):
+    if not (is_loopback(host) or allowed):
         return (
             f"Inference has no authentication and listens on loopback only, not on {host}. "
             "Leave --host at 127.0.0.1, or set BRIDGE_ALLOW_UNAUTHENTICATED=1 where the network "
             "itself is private."
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return (
-                f"Inference cannot listen on {host}:{port} ({error.strerror}): stop what uses the "
-                "port, or set BRIDGE_INFERENCE_PORT to a free one."
-            )
+    if (reason := obstacle(host, port)) is not None:
+        return (
+            f"Inference cannot listen on {host}:{port} ({reason}): stop what uses the "
+            "port, or set BRIDGE_INFERENCE_PORT to a free one."
+        )
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _number(name: str, default: int, least: int = 1) -> int:

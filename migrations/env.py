@@ -20,7 +20,7 @@ from service.store.migrate import (
     STATEMENT_TIMEOUT,
     make_folder,
 )
-from service.store.models import Row, UtcDateTime
+from service.store.models import Row, UtcDateTime  # by way of the page that has every table
 
 
 def migrate(connection: Connection) -> None:

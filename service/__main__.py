@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import socket
 import sys
 from types import FrameType
 
@@ -17,7 +16,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from bridge_engine.request_heads import HTTP
+from bridge_http.addresses import obstacle
+from bridge_http.heads import HTTP
 from service.app import create_app
 from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
@@ -84,17 +84,11 @@ def check_address(settings: Settings) -> None:
             "BRIDGE_HOST at 127.0.0.1, or set BRIDGE_ALLOW_UNAUTHENTICATED=1 where the network "
             "itself lets nobody else in (a compose network, say)."
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As uvicorn will: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise CannotStart(
-                f"Port {port} on {host} cannot be used ({error.strerror}): stop what listens "
-                "there, or set BRIDGE_PORT to another one."
-            ) from None
+    if (reason := obstacle(host, port)) is not None:
+        raise CannotStart(
+            f"Port {port} on {host} cannot be used ({reason}): stop what listens there, or set "
+            "BRIDGE_PORT to another one."
+        )
 
 
 class _Server(uvicorn.Server):

@@ -6,7 +6,6 @@ dispatcher. The engine knows no settings of the service; what it needs it is tol
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
@@ -20,6 +19,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from bridge_http.addresses import is_address, is_loopback
 
 DRIVERS = ("sqlite", "postgres", "postgresql", "postgresql+psycopg")
 _A_DATABASE = "give sqlite:////ABSOLUTE/PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -158,7 +159,7 @@ class Settings(BaseSettings):
     @classmethod
     def _names_alone(cls, value: list[str]) -> list[str]:
         for name in value:
-            if "/" in name or "*" in name or (":" in name and not _is_address(name)):
+            if "/" in name or "*" in name or (":" in name and not is_address(name)):
                 raise ValueError(
                     f"{name!r} is not a host: list names and addresses, without https:// and ports"
                 )
@@ -273,21 +274,11 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         """Is the API reached from this machine alone?"""
-        return self.host == "localhost" or (
-            _is_address(self.host) and ipaddress.ip_address(self.host).is_loopback
-        )
+        return is_loopback(self.host)
 
     def run_dir(self, job_id: str) -> Path:
         """The run directory of a job; events' and adapters' paths are relative to it."""
         return self.runs_dir / job_id
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def explain(error: ValidationError) -> str:

@@ -11,16 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bridge_engine.rewards.graders import GraderSpec
-from bridge_engine.spec import (
-    DatasetRef,
-    ResourcesSpec,
-    RuntimeSpec,
-    TemplateSpec,
-    checked_name,
-    dataset_from_name,
-    impossible,
-)
-from bridge_engine.spec_base import SpecModel
+from bridge_engine.spec import DatasetRef, TemplateSpec, checked_name, dataset_from_name
+from bridge_engine.spec_base import SpecModel, impossible
+from bridge_engine.spec_runtime import ResourcesSpec, RuntimeSpec
 
 PresetName = Literal["bridge", "qwen2.5-math", "simplerl", "luffy"]
 ADAPTER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$"

@@ -21,6 +21,7 @@ from typing import IO
 from anyio.to_thread import run_sync
 from fastapi import Request
 
+from bridge_engine.checkpoint import sync
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
@@ -88,7 +89,7 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
         try:
             written = _convert(received, draft, dataset_id, limit)
             os.replace(draft, final)
-            _sync(folder)
+            sync(folder)  # or the new name may be lost with the power
         except DataError as error:
             raise ApiError(422, error.code, error.message, param="file") from None
         finally:
@@ -185,12 +186,3 @@ def _too_large(limit: int, verb: str = "is") -> ApiError:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes the rename last through a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -38,8 +38,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
+from service.store.columns import Row, UtcDateTime
 from service.store.errors import StoreUnavailable
-from service.store.models import Row, UtcDateTime
 
 BUSY_SECONDS = 10
 """How long a SQLite writer waits for its turn, and a Postgres one for a lock."""

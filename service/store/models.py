@@ -1,7 +1,7 @@
 """The tables. Each class is a table and, read and detached, the row that callers get.
 
-Types are chosen so that SQLite and Postgres answer alike: timestamps are aware UTC datetimes, JSON
-keeps the order of its keys, and paths are relative to the job's run directory.
+Timestamps are aware UTC datetimes, JSON keeps the order of its keys (`columns`), and paths are
+relative to the job's run directory.
 """
 
 from __future__ import annotations
@@ -9,69 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    DateTime,
-    Dialect,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Text,
-    TypeDecorator,
-    text,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import BigInteger, Boolean, Double, ForeignKey, Index, String, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
 
+from service.store.columns import Json, Row, RowId, UtcDateTime, job_key
 from service.store.status import TERMINAL
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in, the same instant in UTC out, on every database."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuses a naive datetime: nobody knows which instant it means."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"naive datetime {value} given to the store; use datetime.now(UTC)")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """SQLite gives the wall clock back without its zone."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-Json = JSON(none_as_null=True)
-# SQLite numbers rows by itself only when the key's type is exactly INTEGER.
-RowId = BigInteger().with_variant(Integer(), "sqlite")
-
-
-class Row(DeclarativeBase):
-    """Base of all tables."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-def _job_key() -> Any:
-    return mapped_column(String, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-
 
 DEFAULT_PROJECT = "default"
 """The project of whoever names none; the migration creates it."""
@@ -251,7 +193,7 @@ class AttemptRow(Row):
 
     __tablename__ = "attempts"
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     attempt: Mapped[int] = mapped_column(primary_key=True)
     worker_id: Mapped[str] = mapped_column(String)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -269,7 +211,7 @@ class EventRow(Row):
 
     __tablename__ = "events"
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     attempt: Mapped[int]
     step: Mapped[int | None]
@@ -287,7 +229,7 @@ class MetricRow(Row):
     # Clustered by its key: a series is read from neighbouring pages.
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     key: Mapped[str] = mapped_column(String, primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[float | None] = mapped_column(Double)
@@ -300,7 +242,7 @@ class RollupRow(Row):
     __tablename__ = "rollups"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     key: Mapped[str] = mapped_column(String, primary_key=True)
     level: Mapped[int] = mapped_column(primary_key=True)
     """Steps a bucket has."""
@@ -340,7 +282,7 @@ class CheckpointRow(Row):
 
     __tablename__ = "checkpoints"
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     step: Mapped[int] = mapped_column(primary_key=True)
     path: Mapped[str] = mapped_column(Text)
     """Resumable state, relative to the run directory. Old ones may have been deleted."""
@@ -390,7 +332,7 @@ class ArtifactRow(Row):
 
     __tablename__ = "artifacts"
 
-    job_id: Mapped[str] = _job_key()
+    job_id: Mapped[str] = job_key()
     path: Mapped[str] = mapped_column(String, primary_key=True)
     """In the run directory: `checkpoints/step-000020`."""
     step: Mapped[int]

@@ -22,23 +22,18 @@ from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
 from bridge_engine.checkpoint import MANIFEST
-from bridge_engine.request_heads import HTTP
 from bridge_engine.spec import TrainSpec
+from bridge_http.heads import HTTP
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, Worker
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 KEPT = 3
 """Adapters that the inference process of most tests keeps loaded."""
 RANK = 4
-
-
-def free_port() -> int:
-    """A port nothing listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def start_inference(port: int, **env: str) -> subprocess.Popen[bytes]:
@@ -161,10 +156,7 @@ class Served:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        deadline = time.monotonic() + 60
-        while not self._server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: self._server.started)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -26,6 +26,7 @@ from service.jobs.feed import Feeds
 from service.settings import Settings
 from service.store import Store, breakdown
 from tests.api.conftest import BRIDGE, Worker
+from tests.support.waiting import until
 
 
 def metric(step: int) -> ev.Metric:
@@ -141,20 +142,14 @@ def test_any_number_of_listeners_costs_one_look_at_the_database(
         assert [next(lines) for lines in streams] == [": connected"] * 40
         time.sleep(0.5)
         looks.clear()
-        until = time.monotonic() + 20
-        while looks["ended_as"] < 10 and time.monotonic() < until:
-            time.sleep(0.05)
-        assert looks["ended_as"] >= 10
+        until(lambda: looks["ended_as"] >= 10)
         assert looks["events_after"] <= looks["ended_as"] + 1
         assert looks["get_job"] == 0
         feeds: Feeds = client.app.state.feeds  # type: ignore[attr-defined]
         assert len(feeds) == 1
         for context in opened:
             context.__exit__(None, None, None)
-    until = time.monotonic() + 20
-    while len(feeds) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert len(feeds) == 0, "it ends with its last listener"
+    until(lambda: len(feeds) == 0, otherwise="it ends with its last listener")
 
 
 def test_a_slow_reader_loses_nothing_and_keeps_nobody_waiting(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,31 +16,19 @@ import httpx
 import pytest
 
 from service.errors import ApiError
-from service.generate import controller
 from service.generate.answers import AnswerStream
 from service.generate.asking import AT_ONCE
 from service.generate.serving import Serving
 from service.settings import Settings
 from tests.api.conftest import problem
-from tests.api.house import House, Served, Service
-from tests.api.vllm_house import KEY, ask, save, settings_for, text, until
+from tests.api.house import House, Service
+from tests.api.vllm_house import ask, house, save, served, service, text, vllm
 from tests.support.fake_vllm import FakeVllm
+from tests.support.waiting import until
+
+__all__ = ["house", "served", "service", "vllm"]  # fixtures
 
 STREAM = {"model": "bridge-tiny", "prompt": "1", "stream": True}
-
-
-@pytest.fixture
-def vllm() -> FakeVllm:
-    return FakeVllm("bridge-tiny", key=KEY)
-
-
-@pytest.fixture
-def service(
-    settings: Settings, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Service]:
-    monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)
-    with Served(vllm.app) as server, Service(settings_for(settings, server.url)) as service:
-        yield service
 
 
 def places(service: Service) -> int:

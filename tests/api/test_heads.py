@@ -14,8 +14,8 @@ import httpx
 import pytest
 import uvicorn
 
-from bridge_engine import request_heads
-from bridge_engine.request_heads import HTTP, MAX_BYTES
+from bridge_http import heads
+from bridge_http.heads import HTTP, MAX_BYTES
 from service.__main__ import _serve, _Server
 from service.app import create_app
 from service.settings import Settings
@@ -174,4 +174,4 @@ def test_without_httptools_uvicorns_own_parser_is_left_to_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "httptools", None)
     monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
-    assert runpy.run_path(str(Path(request_heads.__file__)))["HTTP"] == "auto"
+    assert runpy.run_path(str(Path(heads.__file__)))["HTTP"] == "auto"

@@ -16,7 +16,9 @@ import openai
 import pytest
 
 from service.settings import Settings
-from tests.api.house import House, Service, free_port, start_inference
+from tests.api.house import House, Service, start_inference
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 PROMPT = "12+3-5?"
 pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
@@ -190,6 +192,11 @@ def test_paths_and_methods_that_are_not_there_have_openais_body(service: Service
         assert set(body["error"]) >= {"message", "type", "param", "code"}
 
 
+def idle(inference: str) -> bool:
+    health = httpx.get(f"{inference}/health", timeout=60).json()
+    return not (health["running"] or health["waiting"])
+
+
 def test_a_client_that_hangs_up_stops_the_writing(service: Service, inference: str) -> None:
     body = {"model": "bridge-tiny", "prompt": "1", "temperature": 1.0, "n": 16, "max_tokens": 250}
     for stream in (True, False):
@@ -200,12 +207,7 @@ def test_a_client_that_hangs_up_stops_the_writing(service: Service, inference: s
                 next(answer.iter_bytes())
         except httpx.ReadTimeout:
             pass
-        deadline = time.monotonic() + 30
-        while any(
-            httpx.get(f"{inference}/health", timeout=60).json()[k] for k in ("running", "waiting")
-        ):
-            assert time.monotonic() < deadline, "it is still being written"
-            time.sleep(0.05)
+        until(lambda: idle(inference), 30, "it is still being written")  # before it would be done
 
 
 def test_a_backend_that_dies_in_a_stream_ends_it_clearly_and_loses_nothing(

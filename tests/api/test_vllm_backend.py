@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import httpx
 import openai
 import pytest
 
-from service.generate import controller
 from service.generate.backend import loaded_name
 from service.settings import Settings
 from tests.api.conftest import problem
@@ -27,38 +25,21 @@ from tests.api.vllm_house import (
     KEY,
     ask,
     asked,
+    house,
     many,
     reconcile,
     row,
     save,
+    served,
+    service,
     settings_for,
     text,
-    until,
+    vllm,
 )
 from tests.support.fake_vllm import CANARY, PATHS, FakeVllm
+from tests.support.waiting import until
 
-
-@pytest.fixture
-def vllm() -> FakeVllm:
-    return FakeVllm("bridge-tiny", key=KEY)
-
-
-@pytest.fixture
-def served(settings: Settings, vllm: FakeVllm) -> Iterator[Settings]:
-    with Served(vllm.app) as server:
-        yield settings_for(settings, server.url)
-
-
-@pytest.fixture
-def service(served: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)  # only a change is a reason to look
-    with Service(served) as service:
-        yield service
-
-
-@pytest.fixture
-def house(settings: Settings, service: Service, weights: dict[str, Path]) -> House:
-    return House(settings, service.store, weights)
+__all__ = ["house", "served", "service", "vllm"]  # fixtures
 
 
 # --------------------------------------------------------------------------- what is asked

@@ -7,7 +7,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,43 +27,24 @@ from tests.api.vllm_house import (
     KEY,
     ask,
     asked,
+    house,
     many,
     reconcile,
     row,
     save,
+    served,
+    service,
     settings_for,
     text,
-    until,
+    vllm,
 )
 from tests.support.fake_vllm import CANARY, FakeVllm, logprobs_of
+from tests.support.waiting import until
+
+__all__ = ["house", "served", "service", "vllm"]  # fixtures
 
 OTHER = "ff" * 32
 """The digest of weights that nobody registered."""
-
-
-@pytest.fixture
-def vllm() -> FakeVllm:
-    return FakeVllm("bridge-tiny", key=KEY)
-
-
-@pytest.fixture
-def served(
-    settings: Settings, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Settings]:
-    monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)  # only a change is a reason to look
-    with Served(vllm.app) as server:
-        yield settings_for(settings, server.url)
-
-
-@pytest.fixture
-def service(served: Settings) -> Iterator[Service]:
-    with Service(served) as service:
-        yield service
-
-
-@pytest.fixture
-def house(settings: Settings, service: Service, weights: dict[str, Path]) -> House:
-    return House(settings, service.store, weights)
 
 
 def questions(vllm: FakeVllm) -> list[dict[str, Any]]:
@@ -249,11 +229,12 @@ def test_a_server_that_hangs_keeps_nobody_from_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)
-    monkeypatch.setattr(VllmBackend, "look_seconds", 1.2, raising=False)
     hung = FakeVllm("owner/other", key=KEY)
     hung.hangs = threading.Event()
     with Served(hung.app) as one, Served(vllm.app) as two:
         urls = settings_for(settings, one.url, two.url)
+        seconds = property(lambda backend: 1.2 if backend.url == one.url else 60.0)
+        monkeypatch.setattr(VllmBackend, "look_seconds", seconds)
         with Service(urls) as service:
             house = House(settings, service.store, weights)
             digest = save(house, 2, "one")

@@ -6,19 +6,52 @@ import asyncio
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from service.generate import controller
+from service.generate import vllm as vllm_backend
+from service.generate.vllm import VllmBackend
 from service.settings import Settings
 from service.store import AdapterRow
-from tests.api.house import House, Service
+from tests.api.house import House, Served, Service
 from tests.support.fake_vllm import CANARY, FakeVllm, logprobs_of
 
 KEY = "a key of vLLM's"
 KEPT = 2
+
+
+@pytest.fixture
+def vllm() -> FakeVllm:
+    return FakeVllm("bridge-tiny", key=KEY)
+
+
+@pytest.fixture
+def served(
+    settings: Settings, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """Settings with the server. It shares a process with the service, and on a busy machine a look
+    at what it has may take seconds: here that never means that it is silent."""
+    monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)  # only a change is a reason to look
+    monkeypatch.setattr(VllmBackend, "look_seconds", 60.0)
+    monkeypatch.setattr(vllm_backend, "_PATIENCE_SECONDS", 60.0)
+    with Served(vllm.app) as server:
+        yield settings_for(settings, server.url)
+
+
+@pytest.fixture
+def service(served: Settings) -> Iterator[Service]:
+    with Service(served) as service:
+        yield service
+
+
+@pytest.fixture
+def house(settings: Settings, service: Service, weights: dict[str, Path]) -> House:
+    return House(settings, service.store, weights)
 
 
 def settings_for(settings: Settings, *urls: str, **more: Any) -> Settings:
@@ -70,13 +103,6 @@ def row(house: House, step: int) -> AdapterRow:
 
 def asked(vllm: FakeVllm, path: str) -> list[dict[str, Any]]:
     return [body for at, body in vllm.asked if at == path]
-
-
-def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def reconcile(service: Service) -> None:

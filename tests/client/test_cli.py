@@ -178,7 +178,7 @@ def test_ctrl_c_stops_the_watching_and_not_the_job(url: str) -> None:
     assert watching.stderr is not None
     assert job_id in watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
-    _, complaint = watching.communicate(timeout=20)
+    _, complaint = watching.communicate(timeout=60)
     assert watching.returncode == 130
     assert f"{job_id} goes on" in complaint
     assert "bridge jobs cancel" in complaint

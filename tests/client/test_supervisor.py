@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,15 +15,9 @@ import pytest
 
 from bridge_client import ports, supervisor
 from bridge_client.home import Home, Process, State
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -60,7 +53,7 @@ def test_where_vllm_answers_no_inference_process_is_started(
         assert set(state.children) == {"service", "worker"}
         assert state.inference_url == "http://127.0.0.1:8010"
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Path) -> None:
@@ -68,7 +61,7 @@ def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Pat
         state = ready(home)
         assert set(state.children) == {"service", "worker", "inference"}
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert not any(child.alive() for child in state.children.values())
     for name in state.children:
         assert home.log(name).read_text().splitlines() == ["started", "stopped politely"]
@@ -155,7 +148,7 @@ def test_a_home_has_one_supervisor(tmp_path: Path) -> None:
     with house(tmp_path) as (_, home):
         first = ready(home)
         with house(tmp_path) as (second, _):
-            assert second.wait(20) == 9
+            assert second.wait(60) == 9
         assert home.running() == first
 
 

@@ -73,16 +73,13 @@ class House:
 
 
 def make_house(path: Path) -> House:
-    """A home with short leases, so that the death of a worker is noticed within seconds, behind a
-    proxy that never answers: what runs on one machine must not need it."""
+    """A home behind a proxy that never answers: what runs on one machine must not need it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
     for name in ("NO_PROXY", "no_proxy"):
         environment.pop(name, None)
     environment |= {
         **dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9"),
         "BRIDGE_HOME": str(path),
-        "BRIDGE_LEASE_SECONDS": "4",
-        "BRIDGE_HEARTBEAT_SECONDS": "1",
         "BRIDGE_RECONCILE_SECONDS": "1",
         "BRIDGE_RETRY_SECONDS": "0.5",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

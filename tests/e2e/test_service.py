@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,9 @@ import yaml
 
 from bridge_client import AsyncClient, Client, Event
 from tests.e2e.conftest import SPEC, House, make_house
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
-
-
-def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def steps_of(client: Client, job_id: str, key: str = "sft/nll") -> list[int]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from bridge_engine.checkpoint import is_whole
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EventReader
 from bridge_engine.tensor_files import load_tensors
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -63,13 +63,12 @@ class Engine:
         return EventReader(self.run_dir / "events.jsonl").read(limit=10_000)
 
     def wait_for_step(self, process, step):
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline:
-            if any(e.type == "metric" and e.step >= step for e in self.events()):
-                return
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-        raise AssertionError(f"step {step} never came")
+        def reached():
+            found = any(e.type == "metric" and e.step >= step for e in self.events())
+            assert found or process.poll() is None, process.communicate()[0]
+            return found
+
+        until(reached, otherwise=f"step {step} never came")
 
     def adapter_hash(self, step):
         path = self.run_dir / "adapters" / f"step-{step:06d}" / "adapter_model.safetensors"
@@ -199,7 +198,7 @@ def test_an_engine_whose_parent_died_stops(tmp_path):
     os.close(read_end)
     engine.wait_for_step(process, 1)
     os.close(write_end)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == EXIT_FAILED
 
 

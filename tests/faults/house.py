@@ -23,7 +23,7 @@ import redis
 from service.store import Store, StoreUnavailable
 from service.store.migrate import upgrade
 from tests.faults.proxy import Proxy
-from tests.support.redis import free_port
+from tests.support.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {

@@ -20,7 +20,7 @@ from service.artifacts import ArtifactStore, ArtifactsUnavailable, Damaged, Stor
 from service.settings import Settings
 from service.store import Store
 from service.store.artifacts import attempt_of
-from tests.support.jobs import checkpoint, numbered, submit, wait_until
+from tests.support.jobs import LONG, checkpoint, numbered, submit, wait_until
 from tests.support.s3 import KEYS, Gate
 from tests.support.scripted_engine import reward
 from worker.execute import execute_job
@@ -76,7 +76,7 @@ def at(tmp_path: Path, migrated_sqlite: Path, gate: Gate) -> Callable[..., Setti
             "database_url": f"sqlite:///{tmp_path / 'bridge.db'}",
             "artifacts_url": f"s3://{BUCKET}/runs",
             "engine_command": [sys.executable, "-m", "tests.support.scripted_engine"],
-            "lease_seconds": 30,
+            "lease_seconds": LONG,
             "heartbeat_seconds": 0.2,
             "grace_seconds": 5,
             "retry_seconds": 0.001,
@@ -345,14 +345,13 @@ def test_a_job_that_lost_its_lease_publishes_no_row(
 ) -> None:
     job_id = submit(store, steps=1000, every=5, step_seconds=0.02)
     answer: list[str | None] = []
-    settings = at("a", lease_seconds=1.0, heartbeat_seconds=0.2)
-    thread = threading.Thread(target=lambda: answer.append(execute(job_id, store, settings)))
+    thread = threading.Thread(target=lambda: answer.append(execute(job_id, store, at("a"))))
     thread.start()
     wait_until(store, job_id, lambda job: job.checkpoint_step is not None)
     gate.shut()  # the next checkpoint waits for its upload
     time.sleep(0.3)
     store.release(job_id, 1)
-    thread.join(30)
+    thread.join(60)
     assert answer == ["stale"]
     before = {row.prefix for row in store.states(job_id)}
     gate.open()

@@ -20,14 +20,17 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from service.store import JobRow, Store
-from tests.support.jobs import submit, wait_until
+from tests.support.jobs import LONG, submit, wait_until
 from tests.support.postgres import Postgres
 from tests.support.scripted_engine import reward
+from tests.support.waiting import gone, until
 from worker import relay
 
 REPOSITORY = Path(__file__).parents[2]
 CELERY = ["-m", "celery", "-A", "worker.tasks", "worker", "--loglevel", "INFO"]
 RELAY = ["-m", "worker", "relay"]
+SHORT = {"BRIDGE_LEASE_SECONDS": "5"}
+"""A lease whose end a test waits for."""
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def environment(database: str, redis_url: str, tmp_path: Path) -> dict[str, str]
         "BRIDGE_REDIS_URL": redis_url,
         "BRIDGE_DISPATCH": "celery",
         "BRIDGE_ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
-        "BRIDGE_LEASE_SECONDS": "2",
+        "BRIDGE_LEASE_SECONDS": str(LONG),
         "BRIDGE_HEARTBEAT_SECONDS": "0.3",
         "BRIDGE_GRACE_SECONDS": "3",
         "BRIDGE_RECONCILE_SECONDS": "0.3",
@@ -87,16 +90,6 @@ def running(
             process.wait()
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Has the process ended (or will it, within the time)?"""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def ended(job: JobRow) -> bool:
     return job.ended
 
@@ -108,10 +101,7 @@ def test_a_message_with_the_id_alone_runs_the_job(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 120
-        while broker.llen("any") == 0:
-            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
-            time.sleep(0.05)
+        until(lambda: broker.llen("any"), otherwise=(tmp_path / "relay.log").read_text)
         assert store.get_job(job_id).status == "queued"
         (message,) = broker.lrange("any", 0, -1)
         assert job_id.encode() in b64decode(json.loads(message)["body"])
@@ -136,10 +126,7 @@ def test_a_message_delivered_three_times_runs_once(
     log = tmp_path / "celery.log"
     with running([*CELERY, "--concurrency", "2"], environment, log):
         assert wait_until(store, job_id, ended).status == "succeeded"
-        until = time.monotonic() + 120
-        while log.read_text().count("message dropped") < 2:
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.05)
+        until(lambda: log.read_text().count("message dropped") >= 2, otherwise=log.read_text)
     assert [a.attempt for a in store.attempts(job_id)] == [1]
     assert len(store.samples(job_id)) == 8
 
@@ -151,13 +138,10 @@ def test_lost_messages_and_a_killed_worker_do_no_harm(
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
-        until = time.monotonic() + 120
-        while broker.llen("any") == 0:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: broker.llen("any"))
         broker.flushall()  # the broker loses its memory
         log = tmp_path / "celery.log"
-        first = stack.enter_context(running(CELERY, environment, log))
+        first = stack.enter_context(running(CELERY, environment | SHORT, log))
         wait_until(store, job_id, lambda job: job.progress_step >= 7)
         first.kill()
         stack.enter_context(running(CELERY, environment, log))
@@ -179,16 +163,12 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
         return sorted(job_id for job_id in jobs for m in messages if job_id.encode() in m)
 
     with running(RELAY, environment, tmp_path / "relay.log"):
-        until = time.monotonic() + 120
-        while waiting() != jobs:
-            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
-            time.sleep(0.05)
+        said = (tmp_path / "relay.log").read_text
+        until(lambda: waiting() == jobs, otherwise=said)
         broker.lpop("any")
         (left,) = waiting()
         (lost,) = set(jobs) - {left}
-        while lost not in waiting():
-            assert time.monotonic() < until, (tmp_path / "relay.log").read_text()
-            time.sleep(0.05)
+        until(lambda: lost in waiting(), otherwise=said)
         time.sleep(2.5)  # two times as long as it takes to miss a message
         assert len(waiting()) == 3, "messages that are there are not sent again and again"
 
@@ -254,7 +234,6 @@ def test_each_worker_takes_what_its_queues_say_and_gives_out_its_gpus(
     store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
     """One told by `-Q`, one by its GPUs; a job that none of them serves waits and says so."""
-    environment["BRIDGE_LEASE_SECONDS"] = "60"  # longer than anything takes here
     gpu, cpu, two = (submit(store, steps=2, gpus=gpus) for gpus in (1, 0, 2))
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
@@ -348,13 +327,13 @@ def test_the_job_of_a_celery_worker_that_stands_still_goes_to_another(
     job_id = submit(store, steps=60, every=5, step_seconds=0.05)
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
-        first = stack.enter_context(running(CELERY, environment, tmp_path / "first.log"))
+        first = stack.enter_context(running(CELERY, environment | SHORT, tmp_path / "first.log"))
         wait_until(store, job_id, lambda job: job.progress_step >= 7)
         engine = int((tmp_path / "runs" / job_id / "engine.pid").read_text())
         first.send_signal(signal.SIGSTOP)
         try:
             stack.enter_context(running(CELERY, environment, tmp_path / "second.log"))
-            assert gone(engine, 30)
+            assert gone(engine)
             job = wait_until(store, job_id, ended)
         finally:
             first.send_signal(signal.SIGCONT)

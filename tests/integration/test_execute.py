@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,22 @@ import pytest
 from bridge_engine import events as ev
 from service.settings import Settings
 from service.store import Store
-from tests.support.jobs import metric, numbered, submit, wait_until
+from tests.support.jobs import LONG, metric, numbered, submit, wait_until
 from tests.support.scripted_engine import reward
+from tests.support.waiting import until
 from worker.execute import execute_job
 from worker.lease import Lease
-from worker.rundir import RUN_LOCK, note_start
+from worker.rundir import RUN_LOCK, locked, note_start
 
 
 @pytest.fixture
-def settings(tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path, migrated_sqlite: Path) -> Settings:
+    """Of a worker whose lease ends in those tests alone that are about it."""
     shutil.copyfile(migrated_sqlite, tmp_path / "bridge.db")
-    monkeypatch.setattr("service.store.database.BUSY_SECONDS", 0.1)
     return Settings(
         home=tmp_path,
         engine_command=[sys.executable, "-m", "tests.support.scripted_engine"],
-        lease_seconds=1.5,
+        lease_seconds=LONG,
         heartbeat_seconds=0.2,
         grace_seconds=1,
         poll_seconds=0.05,
@@ -48,6 +49,12 @@ def store(settings: Settings) -> Iterator[Store]:
     store = Store.from_settings(settings)
     yield store
     store.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that soon says that the database is held; asked for before it."""
+    monkeypatch.setattr("service.store.database.BUSY_SECONDS", 0.1)
 
 
 def execute(job_id: str, store: Store, settings: Settings) -> str | None:
@@ -63,18 +70,21 @@ def in_thread(job_id: str, store: Store, settings: Settings) -> tuple[threading.
     return thread, answer
 
 
-def hold_database(settings: Settings, seconds: float) -> None:
-    """Another program keeps the write lock."""
-    with closing(sqlite3.connect(settings.home / "bridge.db", timeout=5)) as other:
+@contextmanager
+def held(settings: Settings) -> Iterator[None]:
+    """Another program keeps the database's write lock."""
+    with closing(sqlite3.connect(settings.home / "bridge.db", timeout=60)) as other:
         other.execute("BEGIN IMMEDIATE")
-        time.sleep(seconds)
+        yield
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_short_outage_of_the_database_loses_nothing(store: Store, settings: Settings) -> None:
     job_id = submit(store, steps=30, every=10, step_seconds=0.05)
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 5)
-    hold_database(settings, 0.7)
+    with held(settings):
+        time.sleep(0.7)
     thread.join()
     assert answer == ["succeeded"]
     assert store.get_job(job_id).attempt == 1
@@ -105,22 +115,23 @@ def test_a_disk_without_room_for_a_checkpoint_ends_the_attempt_before_it_starts(
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings: Settings) -> None:
     """Another worker may own the job by now, so this one's engine must not touch it any more."""
+    settings = settings.model_copy(update={"lease_seconds": 4})
     job_id = submit(store, steps=1000)
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 3)
-    hold_database(settings, 3)
-    thread.join()
+    with held(settings):
+        thread.join(60)
     assert answer == ["stale"]
-    assert store.requeue_expired() == [job_id]
+    assert until(store.requeue_expired) == [job_id]
 
 
 def test_an_engine_that_cannot_end_by_itself_is_killed_once_its_job_is_anothers(
     store: Store, settings: Settings
 ) -> None:
     """One that stands still sees no deadline."""
-    settings = settings.model_copy(update={"lease_seconds": 3600, "heartbeat_seconds": 0.2})
     job_id = submit(store, steps=1000, step_seconds=0.05)
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 2)
@@ -157,7 +168,6 @@ def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_when_it_was_an
 def test_a_worker_hears_that_its_job_is_anothers_long_before_its_lease_ends(
     store: Store, settings: Settings
 ) -> None:
-    settings = settings.model_copy(update={"lease_seconds": 3600})
     job_id = submit(store)
     claim = store.claim(job_id, "w:0", settings.lease_seconds)
     assert claim
@@ -165,10 +175,7 @@ def test_a_worker_hears_that_its_job_is_anothers_long_before_its_lease_ends(
         assert not lease.lost
         store.release(job_id, claim.attempt)
         assert store.claim(job_id, "other:0", settings.lease_seconds)
-        until = time.monotonic() + 60
-        while not lease.lost:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(lambda: lease.lost, LONG / 2)
 
 
 def test_a_run_that_had_ended_is_not_run_again(store: Store, settings: Settings) -> None:
@@ -233,9 +240,15 @@ def test_what_the_retry_itself_said_last_is_heard(store: Store, settings: Settin
     assert error["code"] == "bad_data"
 
 
-def test_two_engines_never_share_a_run_directory(store: Store, settings: Settings) -> None:
+def test_two_engines_never_share_a_run_directory(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
+    def soon(run: Path, lease: Lease, stop: threading.Event, _: float) -> Any:
+        return locked(run, lease, stop, 0.5)
+
+    monkeypatch.setattr("worker.execute.locked", soon)
     job_id = submit(store)
     run = settings.run_dir(job_id)
     run.mkdir(parents=True)

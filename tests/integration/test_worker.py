@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 
 from service.store import JobRow, Store
-from tests.support.jobs import submit, wait_until
+from tests.support.jobs import LONG, submit, wait_until
 from tests.support.scripted_engine import reward
+from tests.support.waiting import gone, until
 
 REPOSITORY = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[bytes]]
+SHORT = {"LEASE_SECONDS": 6}
+"""A lease whose end a test can wait for, and that a worker keeps while the machine is busy."""
 
 
 @pytest.fixture
@@ -39,14 +41,15 @@ def store(home: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def start(home: Path) -> Iterator[Start]:
-    """Starts `python -m worker` with short times; ends what is left of them after the test."""
+    """Starts `python -m worker` with short times, but for the lease: only where a test is about its
+    end does it end (`SHORT`). Ends what is left of the workers after the test."""
     workers: list[subprocess.Popen[bytes]] = []
 
     def start(**settings: object) -> subprocess.Popen[bytes]:
         given = {
             "HOME": home,
             "ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
-            "LEASE_SECONDS": 1.5,
+            "LEASE_SECONDS": LONG,
             "HEARTBEAT_SECONDS": 0.2,
             "GRACE_SECONDS": 3,
             "RECONCILE_SECONDS": 0.2,
@@ -90,16 +93,6 @@ def ended(job: JobRow) -> bool:
 
 def pid_of(home: Path, job_id: str, name: str = "engine") -> int:
     return int((home / "runs" / job_id / f"{name}.pid").read_text())
-
-
-def gone(pid: int, seconds: float = 5) -> bool:
-    """Has the process ended (or will it, within the time)?"""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def assert_complete(store: Store, job_id: str, steps: int) -> None:
@@ -172,10 +165,7 @@ def test_a_new_worker_leaves_the_jobs_of_a_living_one_alone(
     start(LEASE_SECONDS=600, HEARTBEAT_SECONDS=200)
     wait_until(store, job_id, at_step(3))
     start()
-    until = time.monotonic() + 60
-    while (home / "worker.log").read_text().count("started what=local") < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: (home / "worker.log").read_text().count("started what=local") == 2)
     time.sleep(1)  # several looks of the reconciler's
     job = store.get_job(job_id)
     assert (job.status, job.attempt) == ("running", 1)
@@ -288,7 +278,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back(store: Store, start: S
     first = start()
     wait_until(store, job_id, at_step(4))
     first.terminate()
-    assert first.wait(10) == 0
+    assert first.wait(60) == 0
     job = store.get_job(job_id)
     assert (job.status, job.lost_attempts) == ("queued", 0)
     assert job.checkpoint_step == job.progress_step, "the engine has saved"
@@ -335,11 +325,11 @@ def test_a_paused_worker_that_wakes_too_late_is_fenced_off(
     store: Store, start: Start, home: Path
 ) -> None:
     job_id = submit(store, steps=60, every=5, step_seconds=0.05)
-    first = start()
+    first = start(**SHORT)
     wait_until(store, job_id, at_step(6))
     engine = pid_of(home, job_id)
     freeze(first, home)
-    start(GRACE_SECONDS=20)
+    start(**SHORT, GRACE_SECONDS=20)
     wait_until(store, job_id, lambda job: job.attempt == 2)
     os.kill(first.pid, signal.SIGCONT)
     assert gone(engine), "the first worker kills its engine: the job is not its own any more"
@@ -354,7 +344,7 @@ def test_a_lost_run_directory_starts_over_without_losing_count(
     first = start()
     wait_until(store, job_id, at_step(7))
     first.terminate()
-    first.wait(10)
+    first.wait(60)
     shutil.rmtree(home / "runs" / job_id)
     start()
     assert wait_until(store, job_id, ended).status == "succeeded"
@@ -364,10 +354,7 @@ def test_a_lost_run_directory_starts_over_without_losing_count(
 def test_worker_waits_for_the_tables(home: Path, store: Store, start: Start) -> None:
     (home / "bridge.db").rename(home / "later.db")
     worker = start()
-    until = time.monotonic() + 20
-    while "python -m service migrate" not in (home / "worker.log").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: "python -m service migrate" in (home / "worker.log").read_text())
     assert worker.poll() is None
     for leftover in home.glob("bridge.db*"):
         leftover.unlink()
@@ -390,7 +377,7 @@ def test_worker_loads_no_torch() -> None:
 
 def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) -> None:
     job_id = submit(store, steps=40, every=100, step_seconds=0.05)
-    start(LEASE_SECONDS=60)
+    start()
     wait_until(store, job_id, at_step(3))
     assert store.request(job_id, "pause").status == "pausing"
     paused = wait_until(store, job_id, lambda job: job.status == "paused")
@@ -408,7 +395,7 @@ def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) ->
 def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start) -> None:
     """What its run said last, that it failed, is no reason to fail again."""
     job_id = submit(store, steps=10, every=4, fail_at=6)
-    start(LEASE_SECONDS=60)
+    start()
     assert wait_until(store, job_id, ended).status == "failed"
     with store.write() as session:  # what was wrong has been put right
         job = session.get_one(JobRow, job_id)
@@ -424,7 +411,7 @@ def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start)
 def test_jobs_of_one_worker_never_share_a_gpu(store: Store, start: Start, home: Path) -> None:
     jobs = [submit(store, steps=30, gpus=1) for _ in range(2)]
     alone = submit(store, steps=2, gpus=0)
-    start(GPUS="5,7", WORKER_SLOTS=3, LEASE_SECONDS=60)
+    start(GPUS="5,7", WORKER_SLOTS=3)
     for job_id in (*jobs, alone):
         assert wait_until(store, job_id, ended).status == "succeeded"
     shown = [(home / "runs" / job_id / "devices").read_text() for job_id in (*jobs, alone)]

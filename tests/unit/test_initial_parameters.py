@@ -11,19 +11,13 @@ from bridge_engine.initial_parameters import unfit
 from bridge_engine.spec import TrainSpec
 from tests.support.training import SPEC, make_trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INIT = {"init": {"job": "job_0", "step": 2}}
 SMALL = {
     "rollout": {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 6},
     "sft": {"batch_size": 2},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

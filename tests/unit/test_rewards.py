@@ -230,12 +230,13 @@ def test_an_answer_that_needs_too_much_memory_does_not_get_it() -> None:
     assert verdicts[1].value is True
 
 
-def test_a_child_killed_in_the_middle_costs_one_verdict(verifier: Verifier) -> None:
-    verifier.judge([(HARD, r"\boxed{x/2}")])
-    killer = threading.Timer(0.5, lambda: os.kill(verifier.pids[0], signal.SIGKILL))
-    killer.start()
-    verdicts = verifier.judge([(HARD, HOSTILE["a factorial"]), (HARD, r"\boxed{x/2}")])
-    killer.join()
+def test_a_child_killed_in_the_middle_costs_one_verdict() -> None:
+    with Verifier(60.0) as patient:  # the kill comes long before the limit
+        patient.judge([(HARD, r"\boxed{x/2}")])
+        killer = threading.Timer(0.5, lambda: os.kill(patient.pids[0], signal.SIGKILL))
+        killer.start()
+        verdicts = patient.judge([(HARD, HOSTILE["a factorial"]), (HARD, r"\boxed{x/2}")])
+        killer.join()
     assert verdicts[0] == Verdict(None, "process_died", False)
     assert verdicts[1].value is True
 

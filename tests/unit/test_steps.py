@@ -18,17 +18,11 @@ from tests.support.tiny import random_groups, random_policy, tiny_spec, with_adv
 from tests.support.training import SPEC, ScriptedVerifier, make_trainer
 from tests.unit.test_updates import assert_same
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STUDENT = ("student",)
 DEMOS = {"name": "arithmetic", "split": "demos", "limit": 16}
 PAIRED = {"prompts": DEMOS, "demos": DEMOS}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

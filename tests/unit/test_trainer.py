@@ -14,13 +14,7 @@ from bridge_engine.token_objectives import TokenObjectives
 from tests.support.resume import assert_resumes_bitwise
 from tests.support.training import SPEC, ScriptedVerifier, make_trainer
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ class Line(VllmBackend):
         self._vllm = vllm
         self.cut = False
         self.deliver: asyncio.Event | None = None
+        self.held = asyncio.Event()
+        """An answer waits."""
         self.most = 0
 
     async def _request(self, method: str, path: str, body: Any, seconds: float) -> Any:
@@ -42,6 +44,7 @@ class Line(VllmBackend):
         response = await self._inner.request(method, path, json=body)
         self.most = max(self.most, len(self._vllm.adapters))
         if deliver is not None:
+            self.held.set()
             await deliver.wait()
         return Answer(response)
 
@@ -104,7 +107,7 @@ def test_what_left_while_a_look_was_on_its_way_is_not_taken_over_again(folder: P
             await load(backend, folder, step)
         deliver = line.deliver = asyncio.Event()
         look = asyncio.create_task(backend.loaded())
-        await asyncio.sleep(0.05)  # the server has answered; we have not heard yet
+        await line.held.wait()  # the server has answered; we have not heard yet
         line.deliver = None
         await load(backend, folder, 3)
         deliver.set()

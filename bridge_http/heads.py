@@ -1,5 +1,4 @@
-"""How long the head of an HTTP request may be: for the API and the inference process, which share
-no other page below them. Imports no torch, and no engine process imports it.
+"""How long the head of an HTTP request may be.
 
 uvicorn has two parsers. h11 refuses a head that is longer than 64 KiB and not yet at its end.
 httptools, which uvicorn takes where it is installed, has no limit: it keeps all the lines, and
