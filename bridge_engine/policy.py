@@ -20,6 +20,7 @@ from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
 from bridge_engine.logits import check
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.models import materialize_model
+from bridge_engine.norms import lighten
 from bridge_engine.sequences import MicroBatch
 from bridge_engine.sharing import sharing_of
 from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
@@ -42,6 +43,7 @@ class Policy:
     ) -> None:
         """`compute_dtype`: what a full student, whose weights are float32, computes in."""
         check(model)
+        lighten(model)
         self.model = model
         self.tokenizer = tokenizer
         self.student = student or StudentSpec()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bridge_engine.sharing import Sharing
 
 Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
 
 ENOUGH = 16
 """Sequences that keep a processor busy: a pass over fewer costs more for each of them."""
@@ -222,10 +223,11 @@ def _passed(sequence: TokenSequence) -> list[int]:
 
 def _rows(rows: Sequence[list[int]], pad_id: int) -> Tensor:
     """The rows of tokens, padded on the right."""
-    tokens_RL = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
-    for place, row in enumerate(rows):
-        tokens_RL[place, : len(row)] = torch.tensor(row)
-    return tokens_RL
+    return torch.tensor(_filled_up(rows, pad_id, max(map(len, rows))), dtype=torch.long)
+
+
+def _filled_up(rows: Iterable[list[Number]], value: Number, length: int) -> list[list[Number]]:
+    return [row + [value] * (length - len(row)) for row in rows]
 
 
 def _micro_batch(
@@ -239,15 +241,10 @@ def _micro_batch(
 ) -> MicroBatch:
     """All forms alike: what is known of each completion token, aligned to the longest."""
     longest = max(len(s.completion) for s in sequences)
-    mask = torch.zeros(len(sequences), longest)
-    behaviour = torch.zeros(len(sequences), longest)
-    weights = torch.ones(len(sequences), longest)
-    for row, sequence in enumerate(sequences):
-        mask[row, : len(sequence.completion)] = 1
-        if sequence.behaviour is not None:
-            behaviour[row, : len(sequence.completion)] = torch.tensor(sequence.behaviour)
-        if sequence.weights is not None:
-            weights[row, : len(sequence.completion)] = torch.tensor(sequence.weights)
+
+    def aligned(rows: Iterable[list[float]], value: float) -> Tensor:
+        return torch.tensor(_filled_up(rows, value, longest), dtype=torch.float32, device=device)
+
     return MicroBatch(
         tokens_RL=tokens_RL.to(device),
         position_ids_RL=None if positions_RL is None else positions_RL.to(device),
@@ -257,9 +254,9 @@ def _micro_batch(
         targets_N=torch.tensor(
             [t for s in sequences for t in s.completion], dtype=torch.long, device=device
         ),
-        mask_BT=mask.to(device),
-        behaviour_BT=behaviour.to(device),
-        weights_BT=weights.to(device),
+        mask_BT=aligned(([1.0] * len(s.completion) for s in sequences), 0.0),
+        behaviour_BT=aligned((s.behaviour or [] for s in sequences), 0.0),
+        weights_BT=aligned((s.weights or [] for s in sequences), 1.0),
         advantages_B=torch.tensor(
             [s.advantage for s in sequences], dtype=torch.float32, device=device
         ),

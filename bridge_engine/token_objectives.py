@@ -71,7 +71,7 @@ class TokenObjectives:
                 self._imitate(imitation, names, metrics)
             if exploration.weight:
                 tokens = self._explore(exploration, names, metrics)
-        found = {name: Vector(_take_ascent(self.policy.parameters(name))) for name in names}
+        found = {name: Vector(_take(self.policy.parameters(name))) for name in names}
         accumulated = [tensor for vector in found.values() for tensor in vector.tensors]
         self.world.sum_([tensor for tensor in accumulated if not is_shard(tensor)])
         metrics = self.world.add(metrics)
@@ -227,7 +227,8 @@ class TokenObjectives:
             yield losses
             for loss in losses:
                 if loss.requires_grad:
-                    (weight * loss).backward()  # type: ignore[no-untyped-call]
+                    # up the objective, which a loss is the negative of
+                    (-weight * loss).backward()  # type: ignore[no-untyped-call]
 
 
 def _add(metrics: Metrics, figures: Metrics) -> None:
@@ -235,12 +236,12 @@ def _add(metrics: Metrics, figures: Metrics) -> None:
         metrics[key] = metrics.get(key, 0.0) + value
 
 
-def _take_ascent(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
-    """Takes the accumulated gradients of a loss away, as the ascent direction of its objective."""
+def _take(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
+    """Takes the accumulated gradients away."""
     taken = []
     for parameter in parameters:
         gradient = parameter.grad
-        taken.append(torch.zeros_like(parameter) if gradient is None else gradient.neg_())
+        taken.append(torch.zeros_like(parameter) if gradient is None else gradient)
         parameter.grad = None
     return taken
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 
 class Vector:
-    """A list of tensors with the arithmetic of a vector space."""
+    """A list of tensors with the arithmetic of a vector space. They stay as they are until a step
+    uses them up."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.tensors = list(tensors)
+        self._norm: float | None = None
 
     def __add__(self, other: Vector) -> Vector:
         return Vector(a + b for a, b in zip(self.tensors, other.tensors, strict=True))
@@ -25,6 +27,7 @@ class Vector:
 
     def norm(self) -> float:
         """Euclidean norm over all tensors together."""
-        if not self.tensors:
-            return 0.0
-        return float(torch.linalg.vector_norm(torch.stack([t.norm() for t in self.tensors])))
+        if self._norm is None:
+            norms = [t.norm() for t in self.tensors]
+            self._norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        return self._norm

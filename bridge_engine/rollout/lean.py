@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from bridge_engine.adapters import LoraLinear
+from bridge_engine.norms import rms_norm
 from bridge_engine.products import pack
 from bridge_engine.rollout.decoding import Decoder, ModuleDecoder, Prompts, additive, with_room
 
@@ -197,8 +198,7 @@ class _Block:
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
-    weight = norm.weight
-    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, norm.variance_epsilon)
+    return rms_norm(x.to(norm.weight.dtype), norm.weight, norm.variance_epsilon)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -186,9 +186,10 @@ def inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
     """Where each row's cumulated weight passes its uniform number's share of the whole: R × 1.
 
     In two looks, which block of the vocabulary and where in it: to cumulate fifty thousand weights
-    in float64, one row after another, takes longer than all the rest of the draw.
+    in float64, one row after another, takes longer than all the rest of the draw. In one, where a
+    second would save nothing.
     """
-    if weights_RV.shape[-1] <= BLOCK:
+    if weights_RV.shape[-1] <= 2 * BLOCK:
         return _search(weights_RV, uniforms_R1.double())[0]
     missing = -weights_RV.shape[-1] % BLOCK
     padded_RV = F.pad(weights_RV, (0, missing)) if missing else weights_RV  # it would copy all

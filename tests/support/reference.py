@@ -11,11 +11,23 @@ from torch.func import functional_call
 from tests.support.tiny import random_model
 
 
+def with_exact_norms(model):
+    """The same model with torch's own RMSNorms: transformers' compute in float32, whatever the
+    weights are."""
+    for layer in list(model.modules()):
+        for name, norm in list(layer.named_children()):
+            if hasattr(norm, "variance_epsilon"):
+                exact = torch.nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(layer, name, exact)
+    return model
+
+
 class Reference:
     """J_SFT and J_RL as functions of leaf tensors, one unpadded sequence at a time."""
 
     def __init__(self, policy, names):
-        self.model = random_model()
+        self.model = with_exact_norms(random_model())
         self.scale = policy.adapters.lora.alpha / policy.adapters.lora.rank
         self.paths = list(policy.adapters.layers)
         self.leaves = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridge_engine import recomputation
+from bridge_engine import attention, recomputation
 from bridge_engine.logprobs import completion_logprobs
 from bridge_engine.methods import METHODS
 from bridge_engine.sequences import TokenSequence, micro_batches, share
@@ -39,8 +39,10 @@ def share_all(groups):
     return share(flat(groups), pad_id=0, device=CPU)
 
 
+@pytest.mark.parametrize("pairs", [0, attention.FEW_PAIRS], ids=["torch's", "weights kept"])
 @pytest.mark.parametrize("name", ["Qwen2", "Llama", "Qwen3"])
-def test_shared_is_one_sequence_at_a_time(name):
+def test_shared_is_one_sequence_at_a_time(name, pairs, monkeypatch):
+    monkeypatch.setattr(attention, "FEW_PAIRS", pairs)
     model = family(name, "sdpa")
     expected = one_at_a_time(model, flat(GROUPS))
     assert_same(ours(model, share_all(GROUPS), flat(GROUPS)), expected, 1e-6)
@@ -52,6 +54,46 @@ def test_shared_is_one_sequence_at_a_time_for_a_policy(make):
     with policy.using("student", "teacher"):
         expected = one_at_a_time(policy.module, flat(GROUPS))
         assert_same(ours(policy.module, share_all(GROUPS), flat(GROUPS)), expected, 1e-7)
+
+
+@pytest.mark.parametrize("computes", ["float32", "bfloat16", "autocast"])
+def test_weights_are_kept_where_they_are_few_and_exact(computes, monkeypatch):
+    if computes == "autocast":
+        policy = full_policy("student", dtype=torch.float32, compute_dtype=torch.bfloat16)
+    else:
+        policy = random_policy("student", dtype=getattr(torch, computes))
+    batch = share_all(GROUPS)
+    kept = []
+    few = attention._FewPairs.apply
+    monkeypatch.setattr(attention._FewPairs, "apply", lambda *a: kept.append(1) or few(*a))
+    with torch.no_grad(), policy.using("student"):
+        policy.logprobs(batch)
+        assert len(kept) == (2 * len(batch.shared.blocks) if computes == "float32" else 0)
+        if computes != "float32":
+            return
+        kept.clear()
+        pairs = max(4 * len(b.prompts_B) * b.mask_B1TL[0].numel() for b in batch.shared.blocks)
+        monkeypatch.setattr(attention, "FEW_PAIRS", pairs - 1)
+        policy.logprobs(batch)
+        assert len(kept) < 2 * len(batch.shared.blocks)
+
+
+def test_attention_that_keeps_its_weights_has_the_gradient_of_finite_differences():
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, 3, 2), (2, 2, 5, 2), (2, 2, 5, 2)]
+    q, k, v = (
+        torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes
+    )
+    mask = attention.seen_behind(torch.tensor([[2], [1]]), 2, 3)
+
+    def attended(q, k, v):
+        return attention._FewPairs.apply(q, k, v, mask, 0.7)
+
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=0.7, enable_gqa=True
+    )
+    torch.testing.assert_close(attended(q, k, v), expected)
+    assert torch.autograd.gradcheck(attended, (q, k, v))
 
 
 def test_what_one_completion_says_changes_no_bit_of_the_others():
