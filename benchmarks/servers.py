@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -38,6 +39,16 @@ def cpu_seconds(server: Address) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in family)
 
 
+def strays(server: Address, cores: Collection[int]) -> list[str]:
+    """Threads of the server and its children that may run on other cores than these."""
+    found = []
+    for one in [server.process, *server.process.children(recursive=True)]:
+        for thread in one.threads():
+            if not os.sched_getaffinity(thread.id) <= set(cores):
+                found.append(f"{one.pid}/{thread.id}")
+    return found
+
+
 STARTS_WITHIN_S = 600
 
 
@@ -51,8 +62,16 @@ def inference() -> Iterator[Address]:
 
 
 @contextmanager
-def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[Address]:
-    """A vLLM server of the model at `model`, from the environment of that interpreter."""
+def vllm(
+    python: str,
+    model: Path,
+    name: str,
+    context: int,
+    rank: int,
+    cores: Collection[int] | None = None,
+) -> Iterator[Address]:
+    """A vLLM server of the model at `model`, from the environment of that interpreter; on these
+    cores alone, if any are given. Its CPU build binds its threads among those it may use."""
     port = _free_port()
     command = [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
@@ -67,7 +86,7 @@ def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterat
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    with _process(command, f"http://127.0.0.1:{port}", environment) as url:
+    with _process(command, f"http://127.0.0.1:{port}", environment, cores=cores) as url:
         yield url
 
 
@@ -118,10 +137,13 @@ def _process(
     environment: dict[str, str],
     health: str = "/health",
     folder: Path | None = None,
+    cores: Collection[int] | None = None,
 ) -> Iterator[Address]:
+    bound = None if cores is None else partial(os.sched_setaffinity, 0, cores)
     started = subprocess.Popen(
         command,
         cwd=folder,
+        preexec_fn=bound,  # before its first thread, so that all of them and its children inherit
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
