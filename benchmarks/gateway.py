@@ -14,6 +14,8 @@ and what the client uses, which asks vLLM directly by the same code.
 `--apart` gives vLLM with all its processes one core, and the gateway and this process, which is the
 client, the others, for every way alike: so it is where the model does not compute on the gateway's
 cores, as on a GPU. What the gateway then costs is what it costs, not what it takes from the model.
+`--relay` asks through `benchmarks.relay` too, which hands on bytes and does nothing else: no
+gateway costs less than that.
 
 What a change to the gateway is worth shows `--beside`, another checkout, whose gateway is asked in
 the same rounds. Of a model with more than a few million parameters, `--no-local` and a few requests
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, help="a checkout, migrated as far as this one")
     parser.add_argument("--no-local", action="store_true", help="leave out the local backend")
     parser.add_argument("--apart", action="store_true", help="vLLM on a core of its own")
+    parser.add_argument("--relay", action="store_true", help="beside a relay of bytes")
     options = parser.parse_args()
     theirs_alone = _apart() if options.apart else None
     torch.set_num_threads(1)
@@ -105,6 +108,8 @@ def main() -> None:
         if options.beside is not None:
             other = servers.gateway(home, "vllm", server, options.beside.resolve())
             ways["beside"] = Way(stack.enter_context(other), ours)
+        if options.relay:
+            ways["relay"] = Way(stack.enter_context(servers.relay(server)), theirs, servers.KEY)
         if not options.no_local:
             ways["local"] = Way(stack.enter_context(servers.inference()), theirs)
             _load(ways["local"], there, folders[0], options.model)
@@ -187,7 +192,7 @@ def _print(options: Any, found: Found, busy: float) -> None:
         f"{psutil.cpu_count()} cores\n"
     )
     ways = dict.fromkeys(way for way, _, _ in found)
-    for front in [way for way in ("gateway", "beside") if way in ways]:
+    for front in [way for way in ("gateway", "beside", "relay") if way in ways]:
         print(
             f"| model | clients | vLLM (tokens/s, p50 ms) | {front} | throughput kept | p50 added "
             "(ms) | its CPU (ms a request) | the client's: direct, through it | local | "

@@ -109,6 +109,15 @@ def gateway(home: Path, backend: str, url: str, checkout: Path | None = None) ->
         yield address
 
 
+@contextmanager
+def relay(url: str) -> Iterator[Address]:
+    """`python -m benchmarks.relay` in front of a server."""
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.relay", str(port), url.rpartition(":")[2]]
+    with _process(command, f"http://127.0.0.1:{port}", {}) as address:
+        yield address
+
+
 def register(home: Path, model: str, rank: int, folders: Sequence[Path]) -> list[str]:
     """Registers adapters as the steps of a job; their names."""
     settings = Settings(home=home, database_url="")
