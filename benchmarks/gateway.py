@@ -136,6 +136,8 @@ async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Fou
         for kind in ("base", "adapter"):
             for count in options.concurrency:
                 order = list(ways) if round_number % 2 else list(reversed(ways))
+                if not round_number:
+                    order.sort(key=lambda way: way != "gateway")  # it loads the adapter
                 for way in order:
                     figures = await _ask(ways[way], kind, count, options, round_number)
                     if round_number:  # the first round warms up, and loads what must be loaded
