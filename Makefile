@@ -90,7 +90,7 @@ $(VLLM)/.installed: requirements/vllm.txt
 	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq --no-compile --no-deps -r $<
 	@touch $@
 
-test-vllm: $(STAMP) vllm
+test-vllm: $(SMOLLM) vllm
 	@BRIDGE_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/vllm $(TEST_ARGS)
 
 # A report of what pip would install into an empty environment, and from it the constraints.

@@ -8,7 +8,14 @@ base model and of one adapter; every server computes on one thread. The ways tak
 round, so that other work on the machine hits them alike. Figures are medians over rounds: generated
 tokens a second and the median time to a whole answer; what the gateway costs is the median of what
 it cost in each round. Where the machine is busy, waiting for a core is most of that; CPU time
-depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use.
+depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use;
+and what the client uses, which asks vLLM directly by the same code.
+
+`--apart` gives vLLM with all its processes one core, and the gateway and this process, which is the
+client, the others, for every way alike: so it is where the model does not compute on the gateway's
+cores, as on a GPU. What the gateway then costs is what it costs, not what it takes from the model.
+`--relay` asks through `benchmarks.relay` too, which hands on bytes and does nothing else: no
+gateway costs less than that.
 
 What a change to the gateway is worth shows `--beside`, another checkout, whose gateway is asked in
 the same rounds. Of a model with more than a few million parameters, `--no-local` and a few requests
@@ -22,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -31,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import psutil
 import torch
@@ -43,7 +52,10 @@ from service.generate.backend import loaded_name
 from service.settings import Settings
 from service.store import Store
 
-Found = dict[tuple[str, str, int], list[tuple[float, float, float]]]
+Figures = tuple[float, float, float, float]
+"""Tokens a second, median seconds of an answer, CPU seconds a request: the server's, the client's.
+"""
+Found = dict[tuple[str, str, int], list[Figures]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,10 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--beside", type=Path, help="a checkout, migrated as far as this one")
     parser.add_argument("--no-local", action="store_true", help="leave out the local backend")
+    parser.add_argument("--apart", action="store_true", help="vLLM on a core of its own")
+    parser.add_argument("--relay", action="store_true", help="beside a relay of bytes")
     options = parser.parse_args()
+    theirs_alone = _apart() if options.apart else None
     torch.set_num_threads(1)
     path = materialize_model(options.model)
     base: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -81,7 +96,7 @@ def main() -> None:
         there = loaded_name(store.adapter(name))
         store.close()
         server = stack.enter_context(
-            servers.vllm(options.vllm, path, options.model, options.context, 16)
+            servers.vllm(options.vllm, path, options.model, options.context, 16, theirs_alone)
         )
         ours = {"base": options.model, "adapter": name}
         theirs = {"base": options.model, "adapter": there}
@@ -93,11 +108,25 @@ def main() -> None:
         if options.beside is not None:
             other = servers.gateway(home, "vllm", server, options.beside.resolve())
             ways["beside"] = Way(stack.enter_context(other), ours)
+        if options.relay:
+            ways["relay"] = Way(stack.enter_context(servers.relay(server)), theirs, servers.KEY)
         if not options.no_local:
             ways["local"] = Way(stack.enter_context(servers.inference()), theirs)
             _load(ways["local"], there, folders[0], options.model)
         found = asyncio.run(_measure(ways, options, busy))
+        if theirs_alone and (loose := servers.strays(server, theirs_alone)):
+            raise SystemExit(f"vLLM did not keep to its core: {', '.join(loose)}")
     _print(options, found, statistics.mean(busy))
+
+
+def _apart() -> set[int]:
+    """Leaves one core to others, from now on and with all that is started here; which one."""
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        raise SystemExit("--apart needs two cores")
+    last = {max(mine)}
+    os.sched_setaffinity(0, mine - last)
+    return last
 
 
 async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Found:
@@ -107,6 +136,8 @@ async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Fou
         for kind in ("base", "adapter"):
             for count in options.concurrency:
                 order = list(ways) if round_number % 2 else list(reversed(ways))
+                if not round_number:
+                    order.sort(key=lambda way: way != "gateway")  # it loads the adapter
                 for way in order:
                     figures = await _ask(ways[way], kind, count, options, round_number)
                     if round_number:  # the first round warms up, and loads what must be loaded
@@ -115,17 +146,14 @@ async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Fou
     return found
 
 
-async def _ask(
-    way: Way, kind: str, count: int, options: Any, seed: int
-) -> tuple[float, float, float]:
-    """Tokens a second, median seconds of an answer, CPU seconds a request in the server asked."""
+async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> Figures:
     requests = max(options.requests, 2 * count) if count > 1 else options.requests // 2
     turns = asyncio.Semaphore(count)
     times: list[float] = []
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
-    headers = {"Authorization": f"Bearer {way.key}"}
-    async with httpx.AsyncClient(
-        base_url=way.url, timeout=600, trust_env=False, limits=limits, headers=headers
+    async with aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {way.key}"},
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(600),
     ) as http:
 
         async def one(number: int) -> int:
@@ -138,16 +166,18 @@ async def _ask(
             }
             async with turns:
                 began = time.perf_counter()
-                answer = await http.post("/v1/completions", json=body)
+                async with http.post(f"{way.url}/v1/completions", json=body) as answer:
+                    content = await answer.json()
                 times.append(time.perf_counter() - began)
             answer.raise_for_status()
-            return int(answer.json()["usage"]["completion_tokens"])
+            return int(content["usage"]["completion_tokens"])
 
-        used, began = servers.cpu_seconds(way.url), time.perf_counter()
+        used, own = servers.cpu_seconds(way.url), time.process_time()
+        began = time.perf_counter()
         tokens = sum(await asyncio.gather(*(one(i) for i in range(requests))))
         rate = tokens / (time.perf_counter() - began)
-        used = (servers.cpu_seconds(way.url) - used) / requests
-        return rate, statistics.median(times), used
+        used, own = servers.cpu_seconds(way.url) - used, time.process_time() - own
+        return rate, statistics.median(times), used / requests, own / requests
 
 
 def _load(way: Way, name: str, folder: Path, base: str) -> None:
@@ -157,17 +187,19 @@ def _load(way: Way, name: str, folder: Path, base: str) -> None:
 
 
 def _print(options: Any, found: Found, busy: float) -> None:
+    apart = "vLLM on a core of its own, " if options.apart else ""
     print(
-        f"{options.model}, float32, one thread a server, at most {options.tokens} tokens an "
+        f"{options.model}, float32, one thread a server, {apart}at most {options.tokens} tokens an "
         f"answer, {options.rounds} rounds of {options.requests} requests; mean load {busy:.1f} on "
         f"{psutil.cpu_count()} cores\n"
     )
     ways = dict.fromkeys(way for way, _, _ in found)
-    for front in [way for way in ("gateway", "beside") if way in ways]:
+    for front in [way for way in ("gateway", "beside", "relay") if way in ways]:
         print(
             f"| model | clients | vLLM (tokens/s, p50 ms) | {front} | throughput kept | p50 added "
-            "(ms) | its CPU (ms a request) | local | local / vLLM |\n"
-            "|---|---|---|---|---|---|---|---|---|"
+            "(ms) | its CPU (ms a request) | the client's: direct, through it | local | "
+            "local / vLLM |\n"
+            "|---|---|---|---|---|---|---|---|---|---|"
         )
         for kind in ("base", "adapter"):
             for count in options.concurrency:
@@ -176,7 +208,7 @@ def _print(options: Any, found: Found, busy: float) -> None:
         print()
 
 
-def _cells(rows: dict[str, list[tuple[float, float, float]]], front: str) -> list[str]:
+def _cells(rows: dict[str, list[Figures]], front: str) -> list[str]:
     """A line of the table for one gateway, behind the model and the number of clients."""
 
     def middle(way: str, figure: int) -> float:
@@ -193,7 +225,8 @@ def _cells(rows: dict[str, list[tuple[float, float, float]]], front: str) -> lis
     if "local" in rows:
         local = [both("local"), f"{middle('local', 0) / middle('vLLM', 0):.1f}×"]
     cpu = f"{middle(front, 2) * 1e3:.1f} ({share:.0%})"
-    return [both("vLLM"), both(front), f"{kept:.0%}", f"{added:+.1f}", cpu, *local]
+    client = f"{middle('vLLM', 3) * 1e3:.1f}, {middle(front, 3) * 1e3:.1f}"
+    return [both("vLLM"), both(front), f"{kept:.0%}", f"{added:+.1f}", cpu, client, *local]
 
 
 if __name__ == "__main__":

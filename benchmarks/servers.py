@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,16 @@ def cpu_seconds(server: Address) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in family)
 
 
+def strays(server: Address, cores: Collection[int]) -> list[str]:
+    """Threads of the server and its children that may run on other cores than these."""
+    found = []
+    for one in [server.process, *server.process.children(recursive=True)]:
+        for thread in one.threads():
+            if not os.sched_getaffinity(thread.id) <= set(cores):
+                found.append(f"{one.pid}/{thread.id}")
+    return found
+
+
 STARTS_WITHIN_S = 600
 
 
@@ -53,8 +64,16 @@ def inference() -> Iterator[Address]:
 
 
 @contextmanager
-def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterator[Address]:
-    """A vLLM server of the model at `model`, from the environment of that interpreter."""
+def vllm(
+    python: str,
+    model: Path,
+    name: str,
+    context: int,
+    rank: int,
+    cores: Collection[int] | None = None,
+) -> Iterator[Address]:
+    """A vLLM server of the model at `model`, from the environment of that interpreter; on these
+    cores alone, if any are given. Its CPU build binds its threads among those it may use."""
     port = free_port()
     command = [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
@@ -69,7 +88,7 @@ def vllm(python: str, model: Path, name: str, context: int, rank: int) -> Iterat
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    with process(command, f"http://127.0.0.1:{port}", environment) as url:
+    with process(command, f"http://127.0.0.1:{port}", environment, cores=cores) as url:
         yield url
 
 
@@ -89,6 +108,15 @@ def gateway(home: Path, backend: str, url: str, checkout: Path | None = None) ->
         environment["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-m", "service"]
     with process(command, own, environment, "/healthz", checkout) as address:
+        yield address
+
+
+@contextmanager
+def relay(url: str) -> Iterator[Address]:
+    """`python -m benchmarks.relay` in front of a server."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.relay", str(port), url.rpartition(":")[2]]
+    with process(command, f"http://127.0.0.1:{port}", {}) as address:
         yield address
 
 
@@ -137,11 +165,14 @@ def process(
     environment: dict[str, str],
     health: str = "/health",
     folder: Path | None = None,
+    cores: Collection[int] | None = None,
 ) -> Iterator[Address]:
     """A server process, once it says that it is well, for as long as the block runs."""
+    bound = None if cores is None else partial(os.sched_setaffinity, 0, cores)
     started = subprocess.Popen(
         command,
         cwd=folder,
+        preexec_fn=bound,  # before its first thread, so that all of them and its children inherit
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -8,10 +8,8 @@ whoever asks us. Every failure comes out as an `ApiError` that says whose it is:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +20,10 @@ import aiohttp
 
 from service.errors import ApiError
 from service.generate.answers import AnswerStream, broken, check_ends
+from service.generate.connections import CONNECT_SECONDS, Connections
 from service.store import AdapterRow
 from service.store.database import load_json
 
-CONNECT_SECONDS = 2.0
-IDLE_SECONDS = 4.0
-"""So long an idle connection is kept: a little less than uvicorn keeps one, which vLLM runs in."""
 ANSWER_SECONDS = 290.0
 """Loading a model the first time and a long generation both fit in; a little less than the client
 waits, so that it hears why. Of a stream: the longest silence."""
@@ -97,34 +93,12 @@ class InferenceBackend:
         self.proved: set[str] = set()
         """Names whose canary was answered rightly since they were loaded there: nothing else may
         be asked. Kept here and not in the database, which does not see a server start anew."""
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, aiohttp.ClientSession
-        ] = weakref.WeakKeyDictionary()
-
-    @property
-    def _http(self) -> aiohttp.ClientSession:
-        """The running event loop's own client: connections cannot be shared between loops. It is
-        aiohttp's, for httpx takes three times the CPU time, and more where there are many of them.
-        """
-        loop = asyncio.get_running_loop()
-        if (client := self._clients.get(loop)) is None:
-            client = self._clients[loop] = aiohttp.ClientSession(
-                headers=self._headers,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    keepalive_timeout=IDLE_SECONDS,
-                    use_dns_cache=False,  # a server that starts anew may be at another address
-                ),
-                # A loopback address must never be sent through a proxy of the environment.
-                trust_env=False,
-            )
-        return client
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connections = Connections(url, headers)
 
     async def close(self) -> None:
         """Closes the connections that the running event loop keeps open."""
-        await self._http.close()
+        await self._connections.close()
 
     async def healthy(self) -> bool:
         """Does it answer?"""
@@ -243,16 +217,7 @@ class InferenceBackend:
     ) -> aiohttp.ClientResponse:
         """The head of the answer, once it is there."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        response = await self._http.request(
-            method,
-            self.url + path,
-            data=content,
-            headers={"Content-Type": "application/json"} if content else None,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(None, connect=CONNECT_SECONDS, sock_read=seconds),
-        )
-        _end_with_the_connection(response)
-        return response
+        return await self._connections.ask(method, path, content, seconds)
 
     @contextmanager
     def _explained(self, seconds: float) -> Iterator[None]:
@@ -303,21 +268,6 @@ class InferenceBackend:
             after = after if after.isascii() and after.isdigit() else "2"
             return ApiError(reply.status, "inference_busy", message, headers={"Retry-After": after})
         return ApiError(502, "inference_failed", f"inference failed: {message}")
-
-
-def _end_with_the_connection(response: aiohttp.ClientResponse) -> None:
-    """Where the server's bytes stop being HTTP, aiohttp lets go of the connection, the clock of its
-    silence with it, and tells nobody who reads: they would wait for ever."""
-    connection, body = response.connection, response.content
-    protocol = None if connection is None else connection.protocol  # an empty queue, thus false
-    closed = None if protocol is None else protocol.closed
-
-    def end(_: object) -> None:
-        if not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("the connection broke"))
-
-    if closed is not None:
-        closed.add_done_callback(end)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> Reply:

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from service.generate.backend import InferenceBackend, LoadFailed, NotLoaded
 from service.generate.backends import Backends, Bases
 from service.generate.canary import PATH, Canary
 from service.generate.files import CARD, card_of, check_files, read_card
+from service.generate.together import Together
 from service.settings import Settings
 from service.store import AdapterRow, NotFound, Store
 
@@ -53,6 +55,8 @@ _LOOKED_AT = 200
 """Among so many of the newest adapters is looked for one of a base model."""
 
 Answer = TypeVar("Answer")
+Found = tuple[AdapterRow, Path | None, Mapping[str, Any]]
+"""An adapter with its folder and its bridge.json."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Serving:
 
     def __init__(self, store: Store, settings: Settings, backends: Backends) -> None:
         self.store, self.settings, self.backends = store, settings, backends
+        self._looks: Together[Found | None] = Together()
         self._proving: dict[tuple[InferenceBackend, str], asyncio.Task[None]] = {}
         self._model_cards: dict[str, Mapping[str, Any]] = {}
         """By the digest of a whole model that is not fetched."""
@@ -98,7 +103,10 @@ class Serving:
         bases = await self.backends.bases()
         # A base model that a server has needs no look at the database, nor a thread for one.
         plain = adapter is None and bases.names is not None and model in base_names(bases)
-        found = None if plain else await run_in_threadpool(self._found, adapter, model, bases)
+        found = None
+        if not plain:
+            look = partial(self._found, adapter, model, bases)
+            found = await self._looks.find((adapter, model), look)
         if found is None:
             assert model is not None  # the schemas demand one of the two
             server = await self.backends.serving(model)
@@ -115,9 +123,7 @@ class Serving:
         """Who serves it. Raises `ApiError`: 409 where nobody does, 503 where that is not known."""
         return await self.backends.serving(row.name if row.is_model else row.base_model)
 
-    def _found(
-        self, adapter: str | None, model: str | None, bases: Bases
-    ) -> tuple[AdapterRow, Path | None, Mapping[str, Any]] | None:
+    def _found(self, adapter: str | None, model: str | None, bases: Bases) -> Found | None:
         """The adapter with its files; None: a base model."""
         row = self._named(adapter, model, bases)
         return None if row is None else (row, *self._files(row))

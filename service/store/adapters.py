@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import bindparam, select
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    String,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.orm import Session, aliased
 
 from service.store.database import Database, clean
 from service.store.errors import NotFound
@@ -107,59 +117,76 @@ class Adapters(Database):
 
 
 def _named(session: Session, name: str) -> AdapterRow:
+    job_id, _, which = name.partition("@")
+    suffix = STUDENT if which.endswith(STUDENT) else ""
+    which = which.removesuffix(STUDENT)
+    query = _BY_STEP if _STEP.fullmatch(which) else _BY_WORD.get(which)
+    given = {"name": name, "job": job_id, "suffix": suffix}
+    if query is not None and (found := session.scalar(query, given)) is not None:
+        return found
+    raise _not_found(session, name)
+
+
+def _meant(name: ColumnElement[str]) -> Select[AdapterRow]:
+    """The adapter of an immutable name, in one query: every request asks."""
+    return (
+        select(AdapterRow)
+        .join(JobRow, JobRow.id == AdapterRow.job_id)
+        .where(AdapterRow.name == name)
+        .where(JobRow.deleted_at.is_(None), JobRow.checkpoint_step.is_not(None))
+    )
+
+
+_job = aliased(JobRow)
+_BEST_OR_NEWEST = func.coalesce(_job.best_step, _job.checkpoint_step)
+
+
+def _of_job(step: SQLColumnExpression[int | None] | SQLColumnExpression[int]) -> ColumnElement[str]:
+    """The immutable name that the job's name means with this step."""
+    name = _job.id + literal("@") + cast(step, String) + bindparam("suffix", type_=String)
+    return select(name).where(_job.id == bindparam("job")).scalar_subquery()
+
+
+_ALIAS = select(AliasRow.adapter).where(AliasRow.name == bindparam("name")).scalar_subquery()
+_BY_STEP = _meant(bindparam("name", type_=String))
+_BY_WORD = {
+    "": _meant(func.coalesce(_ALIAS, _of_job(_BEST_OR_NEWEST))),
+    "best": _meant(_of_job(_job.best_step)),
+    "latest": _meant(_of_job(_job.checkpoint_step)),
+}
+"""By what stands behind the @."""
+
+
+def _not_found(session: Session, name: str) -> NotFound:
+    """What is missing: the job, any adapter of it, or this one."""
     if "@" not in name and (alias := session.get(AliasRow, name)) is not None:
         name = alias.adapter
     job_id, _, which = name.partition("@")
-    immutable = _STEP.fullmatch(which.removesuffix(STUDENT))
-    if immutable and (exact := session.scalar(_EXACT, {"name": name})) is not None:
-        return exact
     job = session.get(JobRow, job_id)
     if job is None or job.deleted_at is not None:
-        raise NotFound("adapter", name, f"there is no adapter {name!r}: no job {job_id!r}")
-    suffix = STUDENT if which.endswith(STUDENT) else ""
-    step = _step(job, which.removesuffix(STUDENT), name)
-    if step is None:
-        raise NotFound(
+        return NotFound("adapter", name, f"there is no adapter {name!r}: no job {job_id!r}")
+    if job.checkpoint_step is None:
+        return NotFound(
             "adapter", name, f"job {job_id} ({job.status}) has no adapter yet: none was saved"
         )
-    adapter = session.get(AdapterRow, f"{job_id}@{step}{suffix}")
-    if adapter is None:
-        rows = session.scalars(
-            select(AdapterRow.name)
-            .where(AdapterRow.job_id == job_id)
-            .order_by(AdapterRow.step, AdapterRow.name)
-        ).all()
-        known = ", ".join(row.partition("@")[2] for row in rows) or "none"
-        raise NotFound("adapter", name, f"there is no adapter {name!r}; saved: {known}")
-    return adapter
-
-
-_EXACT = (
-    select(AdapterRow)
-    .join(JobRow, JobRow.id == AdapterRow.job_id)
-    .where(AdapterRow.name == bindparam("name"))
-    .where(JobRow.deleted_at.is_(None), JobRow.checkpoint_step.is_not(None))
-)
-"""The adapter of an immutable name: what is asked for most often, in one query."""
-
-
-def _step(job: JobRow, which: str, name: str) -> int | None:
-    """The step that the part after the @ means; None if the job has no adapter at all."""
-    if job.checkpoint_step is None:
-        return None
-    if which == "latest":
-        return job.checkpoint_step
+    which = which.removesuffix(STUDENT)
     if which == "best" and job.best_step is None:
-        raise NotFound(
+        return NotFound(
             "adapter",
             name,
-            f"job {job.id} has no best adapter: no accuracy was measured; "
-            f"{job.id}@latest is step {job.checkpoint_step}",
+            f"job {job_id} has no best adapter: no accuracy was measured; "
+            f"{job_id}@latest is step {job.checkpoint_step}",
         )
-    if which in ("", "best"):
-        return job.best_step if job.best_step is not None else job.checkpoint_step
-    if _STEP.fullmatch(which):
-        return int(which)
-    raise NotFound(
-        "adapter", name, f"there is no adapter {name!r}: after the @ stands a step, best or latest"
-    )
+    if which not in _BY_WORD and not _STEP.fullmatch(which):
+        return NotFound(
+            "adapter",
+            name,
+            f"there is no adapter {name!r}: after the @ stands a step, best or latest",
+        )
+    rows = session.scalars(
+        select(AdapterRow.name)
+        .where(AdapterRow.job_id == job_id)
+        .order_by(AdapterRow.step, AdapterRow.name)
+    ).all()
+    known = ", ".join(row.partition("@")[2] for row in rows) or "none"
+    return NotFound("adapter", name, f"there is no adapter {name!r}; saved: {known}")

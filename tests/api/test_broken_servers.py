@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from fastapi import APIRouter, Depends
 
 from service.errors import ApiError
-from service.generate import answers
+from service.generate import answers, connections
 from service.generate.asking import AskingRoute, Body
 from service.generate.backend import InferenceBackend
 
@@ -158,6 +161,116 @@ def test_a_busy_server_may_say_later_in_any_words() -> None:
     assert asyncio.run(ask(b"7")) == "7"
     assert asyncio.run(ask(b"\xff\xfe")) == "2"
     assert asyncio.run(ask(b"Fri, 31 Dec 1999 23:59:59 GMT")) == "2"
+
+
+WHOLE = OK + b'Content-Length: 14\r\n\r\n{"choices":[]}'
+
+
+def answering(asked: list[int], then: Script, connections: int = 9) -> Script:
+    """Answers the first request of each of so many connections, and lets `then` have the next one;
+    notes which connection each came by."""
+    numbers = itertools.count(1)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = next(numbers)
+        for answer in (True, False)[number > connections :]:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}")
+            asked.append(number)
+            if answer:
+                writer.write(WHOLE)
+        await then(reader, writer)
+
+    return script
+
+
+async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As who had closed before the request came."""
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The same, where the request came by the time the close is seen."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("ends", [closes, resets])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_that_meets_a_connection_closed_under_it_is_sent_once_more(
+    ends: Script, streams: bool
+) -> None:
+    asked: list[int] = []
+
+    async def ask() -> None:
+        async with backend_of(answering(asked, ends)) as backend:
+            await backend.complete("/v1/completions", {})
+            if streams:
+                await (await backend.stream("/v1/completions", {})).aclose()
+            else:
+                assert await backend.complete("/v1/completions", {}) == {"choices": []}
+
+    asyncio.run(asyncio.wait_for(ask(), SOON))
+    assert asked == [1, 1, 2]
+
+
+def test_a_request_is_sent_again_by_a_new_connection_where_every_kept_one_is_closed() -> None:
+    asked: list[int] = []
+
+    async def ask() -> None:
+        async with backend_of(answering(asked, closes)) as backend:
+            for _ in range(2):
+                await asyncio.gather(*(backend.complete("/v1/completions", {}) for _ in range(4)))
+
+    asyncio.run(asyncio.wait_for(ask(), SOON))
+    assert sorted(asked) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8]
+
+
+async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"H")
+
+
+async def begins_and_resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(OK)
+    await asyncio.sleep(0.1)
+    await resets(reader, writer)
+
+
+async def thinks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(0.5)
+
+
+@pytest.mark.parametrize("ends", [begins, begins_and_resets, thinks])
+def test_a_request_that_the_server_took_is_not_sent_again(
+    ends: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "AT_ONCE_SECONDS", 0.2)
+    asked: list[int] = []
+
+    async def ask() -> None:
+        async with backend_of(answering(asked, ends)) as backend:
+            await backend.complete("/v1/completions", {})
+            with pytest.raises(ApiError) as caught:
+                await backend.complete("/v1/completions", {})
+        assert caught.value.status == 503
+
+    asyncio.run(asyncio.wait_for(ask(), SOON))
+    assert asked == [1, 1]
+
+
+def test_a_request_is_sent_twice_at_most_and_once_by_a_new_connection() -> None:
+    asked: list[int] = []
+
+    async def ask() -> None:
+        async with backend_of(answering(asked, closes, 1)) as backend:
+            await backend.complete("/v1/completions", {})
+            for _ in range(2):
+                with pytest.raises(ApiError) as caught:
+                    await backend.complete("/v1/completions", {})
+                assert caught.value.status == 503
+
+    asyncio.run(asyncio.wait_for(ask(), SOON))
+    assert asked == [1, 1, 2, 3]
 
 
 def test_an_unreachable_server_is_told_in_the_systems_words() -> None:

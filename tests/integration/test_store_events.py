@@ -140,17 +140,73 @@ def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None
         store.adapter(f"{job_id}@newest")
 
 
-def test_an_immutable_name_is_found_by_one_query(store: Store, job_id: str) -> None:
-    """Every request to an adapter asks."""
-    store.append_events(job_id, 1, numbered(checkpoint(2)))
+def queries(store: Store) -> list[str]:
+    """From now on every query goes onto this list."""
     asked: list[str] = []
 
     @event.listens_for(store.engine, "before_cursor_execute")
-    def _count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def _note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         asked.extend([statement] * statement.startswith("SELECT"))
 
-    assert store.adapter(f"{job_id}@2").step == 2
+    return asked
+
+
+NAMES = {
+    "JOB@2": "JOB@2",
+    "JOB@2-student": "JOB@2-student",
+    "JOB": "JOB@2",
+    "JOB@best": "JOB@2",
+    "JOB@best-student": "JOB@2-student",
+    "JOB@latest": "JOB@4",
+    "JOB@latest-student": "JOB@4-student",
+    "tutor": "JOB@4-student",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_every_form_is_found_by_one_query(store: Store, job_id: str, name: str) -> None:
+    """Every request to an adapter asks."""
+    for seq, (step, accuracy) in enumerate({2: 0.7, 4: 0.5}.items(), 1):
+        saved = checkpoint(step, accuracy)
+        saved.student, saved.student_sha256, saved.student_rank = f"{step}-student", "f" * 64, 4
+        store.append_events(job_id, 1, numbered(saved, start=seq))
+    store.set_alias("tutor", f"{job_id}@4-student")
+    asked = queries(store)
+    found = store.adapter(name.replace("JOB", job_id))
+    assert found.name == NAMES[name].replace("JOB", job_id)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_every_form_follows_what_becomes_of_the_job(
+    store: Store, job_id: str, name: str
+) -> None:
+    name = name.replace("JOB", job_id)
+    with pytest.raises(NotFound, match=r"no adapter yet|no job 'tutor'"):
+        store.adapter(name)
+    saved = checkpoint(2, 0.7)
+    saved.student, saved.student_sha256, saved.student_rank = "student", "f" * 64, 4
+    store.append_events(job_id, 1, numbered(saved))
+    store.set_alias("tutor", job_id)
+    assert store.adapter(name).step == 2
+    saved.sha256 = saved.student_sha256 = "e" * 64
+    store.append_events(job_id, 1, numbered(ev.Resume(step=0), saved, start=2))
+    if name == "tutor":  # it went with what it meant
+        with pytest.raises(NotFound, match="no job 'tutor'"):
+            store.adapter(name)
+        store.set_alias("tutor", f"{job_id}@2")
+    assert store.adapter(name).sha256 == "e" * 64, "saved again with other bytes"
+    store.finish(job_id, 1, "succeeded", result={})
+    store.mark_deleted(job_id)
+    with pytest.raises(NotFound, match=f"no job '({job_id}|tutor)'"):
+        store.adapter(name)
+
+
+def test_the_best_is_asked_for_where_none_was_measured(store: Store, job_id: str) -> None:
+    store.append_events(job_id, 1, numbered(checkpoint(2)))
+    assert store.adapter(job_id).step == store.adapter(f"{job_id}@latest").step == 2
+    with pytest.raises(NotFound, match=f"{job_id}@latest is step 2"):
+        store.adapter(f"{job_id}@best")
 
 
 def test_adapter_status_is_kept(store: Store, job_id: str) -> None:
