@@ -144,16 +144,22 @@ def test_an_adapter_that_is_not_what_was_exported_is_never_ready(
     noted = {"tokens": tokens, "logprobs": logprobs, "dtype": "float32"}
     card = json.loads((folder / "bridge.json").read_text())
 
-    for step, shift, code in ((4, 0.0, None), (6, 0.05, "adapter_failed")):
+    base = {"base": logprobs}  # what it answers is what the base would
+    for step, shift, more, wrong in (
+        (4, 0.0, {}, None),
+        (6, 0.05, {}, "another policy"),
+        (8, 0.005, {}, None),
+        (10, 0.005, base, "as its base does without it"),
+    ):
         folder = house.save(step, "one")
-        figures = {**noted, "logprobs": [value + shift for value in logprobs]}
+        figures = {**noted, "logprobs": [value + shift for value in logprobs], **more}
         (folder / "bridge.json").write_text(json.dumps(card | {"canary": figures}))
         response = ask(client, adapter=f"{house.job}@{step}")
-        if code is None:
+        if wrong is None:
             assert text(response)
             assert house.status(step) == "ready"
         else:
-            assert "another policy" in problem(response, 502, code)["detail"]
+            assert wrong in problem(response, 502, "adapter_failed")["detail"]
             assert house.status(step) == "failed"
 
 

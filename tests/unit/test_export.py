@@ -269,6 +269,12 @@ def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(for
             ids = torch.tensor([figures["tokens"]])
             found = logprobs_of(theirs, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
             assert (found - torch.tensor(figures["logprobs"])).abs().max() < 1e-4
+            if form == "lora":
+                bare = logprobs_of(base, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
+                assert (bare - torch.tensor(figures["base"])).abs().max() < 1e-4
+                assert (bare - found).abs().max() > 1e-2
+            else:  # its base was trained itself
+                assert "base" not in figures
         assert (figures is None) == (noted["form"] == "svd")
         if form == "lora" or folder == event.merged:
             assert error.max() < 1e-4
