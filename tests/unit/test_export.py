@@ -295,6 +295,7 @@ def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(for
     )
     assert event.merged == "models/step-000002"
     assert (event.relative_error is None) == (form == "lora")
+    assert event.template == {"kind": "plain", "system": None, "suffix": ""}, "auto, decided"
     base = AutoModelForCausalLM.from_pretrained(materialize_model("bridge-tiny"))
     tokens = TOKENS.clamp(max=20)
     for folder, names in (
