@@ -13,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bridge_client import output
 from bridge_client.cli_jobs import connect
 from bridge_client.client import Client
-from bridge_client.errors import BridgeError
+from bridge_client.errors import APIStatusError, BridgeError
+from bridge_client.models import Adapter
 
 REFRESH = 12
 """Times a second that two answers are drawn anew."""
@@ -47,32 +49,50 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")] = 0.0,
     seed: Annotated[Optional[int], typer.Option(help="Of the sampling.")] = None,  # noqa: UP045
 ) -> None:
-    """Ask an adapter and see the answer as it is written. An empty line or Ctrl-D ends it."""
+    """Ask an adapter and see the answer as it is written. An empty line or Ctrl-D ends it; from a
+    pipe every line is read, and empty ones are left out."""
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     client = connect(context)
     speakers = [
         _Speaker(client, name, settings, conversation) for name in (adapter, against) if name
     ]
+    if against is not None and not conversation:
+        _put_alike(client, speakers)
+    failed = False
     for question in _questions(prompt):
-        if len(speakers) == 1:
-            speakers[0].print(question)
-        else:
-            _side_by_side(speakers, question)
+        try:
+            if len(speakers) == 1:
+                speakers[0].print(question)
+            else:
+                _side_by_side(speakers, question)
+        except BridgeError as error:
+            if prompt is not None:
+                raise
+            output.complain(str(error))  # the next question may be answered
+            failed = True
+    if failed and not _at_terminal():
+        raise typer.Exit(output.EXIT_FAILED)
 
 
 def _questions(prompt: str | None) -> Iterator[str]:
     if prompt is not None:
         yield prompt
         return
-    shown = "> " if sys.stdin.isatty() else ""
+    terminal = _at_terminal()
     while True:
         try:
-            line = input(shown)
+            line = input("> " if terminal else "")
         except (EOFError, KeyboardInterrupt):
             return
-        if not line.strip():
+        if line.strip():
+            yield line
+        elif terminal:
             return
-        yield line
+
+
+def _at_terminal() -> bool:
+    """Does somebody type the questions?"""
+    return sys.stdin.isatty()
 
 
 class _Speaker:
@@ -84,26 +104,72 @@ class _Speaker:
         self.name = name
         self._client, self._settings = client, settings
         self._turns: list[dict[str, str]] | None = [] if conversation else None
+        self.template: dict[str, Any] | None = None
+        """What questions to a base model are put into, which has no template of its own."""
 
     def say(self, question: str) -> Iterator[str]:
-        """The answer in pieces. A question that cannot be answered leaves no turn."""
-        said = ""
+        """The answer in pieces."""
         for chunk in self._client.stream(**self._asked(question), **self._settings):
-            said += chunk.text
             yield chunk.text
+
+    def remember(self, question: str, answer: str) -> None:
+        """Leaves a turn, in a conversation. Only what all who were asked have answered leaves one:
+        the next question then comes after the same turns."""
         if self._turns is not None:
-            self._turns += [_turn("user", question), _turn("assistant", said)]
+            self._turns += [_turn("user", question), _turn("assistant", answer)]
 
     def _asked(self, question: str) -> dict[str, Any]:
-        if self._turns is None:
+        if self._turns is not None:
+            return {"model": self.name, "messages": [*self._turns, _turn("user", question)]}
+        if self.template is None:
             return {"model": self.name, "prompt": question}
-        return {"model": self.name, "messages": [*self._turns, _turn("user", question)]}
+        text = question + (self.template.get("suffix") or "")
+        system = self.template.get("system")
+        if self.template.get("kind") == "plain":
+            return {"model": self.name, "prompt": (system or "") + text}
+        before = [] if system is None else [_turn("system", system)]
+        return {"model": self.name, "messages": [*before, _turn("user", text)]}
 
     def print(self, question: str) -> None:
         """Writes the answer as it comes."""
-        for piece in self.say(question):
-            print(piece, end="", flush=True)
-        print()
+        said = ""
+        try:
+            for piece in self.say(question):
+                said += piece
+                print(piece, end="", flush=True)
+        finally:
+            print()
+        self.remember(question, said)
+
+
+def _put_alike(client: Client, speakers: list[_Speaker]) -> None:
+    """Puts the questions to a base model into the template of the adapter beside it, which the
+    service puts the adapter's own into."""
+    found = {speaker: _adapter(client, speaker.name) for speaker in speakers}
+    adapters = [adapter for adapter in found.values() if adapter is not None]
+    if len(adapters) != 1:
+        return
+    (base,) = (speaker for speaker, adapter in found.items() if adapter is None)
+    template = adapters[0].template or {}
+    if template.get("kind") in ("plain", "chat"):
+        base.template = template
+    else:
+        output.err().print(
+            f"{base.name} gets each question as it is: nobody noted which template "
+            f"{adapters[0].name} was trained with"
+        )
+
+
+def _adapter(client: Client, name: str) -> Adapter | None:
+    """The adapter of this name; None where it is a base model's."""
+    if "/" in name:
+        return None
+    try:
+        return client.adapter(name)
+    except APIStatusError as error:
+        if error.status == 404:
+            return None
+        raise
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -140,6 +206,8 @@ def _side_by_side(speakers: list[_Speaker], question: str) -> None:
             print(f"{speaker.name}:\n{texts[place]}\n")
     if errors:
         raise errors[0]
+    for speaker, text in zip(speakers, texts, strict=True):
+        speaker.remember(question, text)
 
 
 def _columns(speakers: list[_Speaker], texts: list[str]) -> Table:

@@ -200,6 +200,8 @@ class Adapter(Record):
     step: int | None = None
     base_model: str | None = None
     rank: int | None = None
+    template: dict[str, Any] | None = None
+    """How a problem becomes a prompt."""
     accuracy: float | None = None
     status: str | None = None
     """registered, ready or failed."""

@@ -61,6 +61,11 @@ def model_names() -> list[str]:
     return sorted({BRIDGE_TINY, SMOLLM, *own})
 
 
+def is_hub_name(name: str) -> bool:
+    """Is it owner/name on the Hugging Face hub? Bridge's own names have no slash."""
+    return name.count("/") == 1
+
+
 def resolve_model(name: str) -> ModelInfo:
     """Finds a model by name and reads its config. EngineError `unknown_model` or
     `model_unavailable` says what to do."""
@@ -71,7 +76,7 @@ def resolve_model(name: str) -> ModelInfo:
     folder = model_dir()
     if folder is not None and "/" not in name and (folder / name / "config.json").is_file():
         return _from_folder(name, "folder", folder / name)
-    if name.count("/") == 1:
+    if is_hub_name(name):
         return _from_hub(name)
     names = model_names()
     where = f"a folder of {folder}" if folder else "a folder's name under BRIDGE_MODEL_DIR (unset)"

@@ -96,6 +96,8 @@ class Checkpoint(_Event):
     merged_student_sha256: str | None = None
     accuracy: float | None = None
     """Held-out accuracy at this step, where it was measured."""
+    template: dict[str, Any] | None = None
+    """How a problem becomes a prompt for what is exported (`TemplateSpec`, with `auto` decided)."""
     best: bool = False
     """True if no measurement so far was higher."""
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-"""Config, weights, tokenizer, chat template. No pickle (`*.bin`), no code (`*.py`)."""
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+"""Config, weights, tokenizer, chat template, and the card, which names the licence. No pickle
+(`*.bin`), no code (`*.py`)."""
 
 _SMOLLM_EPS = 1e-5
 """SmolLM2's rms_norm_eps; the GGUF reader of transformers leaves its own default there."""

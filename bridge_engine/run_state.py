@@ -193,6 +193,7 @@ class RunState:
             accuracy=progress.accuracy,
             best=best,
             student_accuracy=progress.student_accuracy,
+            template=self.template.model_dump(),
             **asdict(exports),
         )
 

@@ -132,6 +132,11 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     ids = list(dict.fromkeys(token for token in found if token is not None))
     if not ids:
         raise EngineError(
-            "the model's tokenizer has no end-of-sequence token", code="no_eos", param="model"
+            "the model names no token that ends an answer, so none would ever end: in a copy of "
+            "its folder under BRIDGE_MODEL_DIR set eos_token in tokenizer_config.json (or "
+            "eos_token_id in generation_config.json) to one that its tokenizer knows, and use the "
+            "folder's name",
+            code="no_eos",
+            param="model",
         )
     return ids

@@ -34,9 +34,8 @@ class AdapterCard:
     """Of `svd`: ‖what training changed − what this holds‖ / ‖what training changed‖, Frobenius,
     over all weights, those that no adapter can hold (embeddings, norms) included."""
     canary: dict[str, Any] | None = None
-    """Of `adapter` and `merged`: `tokens` of a fixed text, their `logprobs` (natural, from the
-    second token on) under this very policy, and the `dtype` to expect them in. Whoever serves it
-    compares."""
+    """`tokens` of a fixed text, their `logprobs` (natural, from the second token on) under what
+    this holds, and the `dtype` to expect them in. Whoever serves it compares."""
     end_tokens: list[int] | None = None
     """Ids at which sampling stopped: a base's own files may not name its template's end."""
     error_outside: float | None = None

@@ -14,7 +14,7 @@ a fiftieth of the time or less.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from bridge_engine.export.adapter import write_peft
+from bridge_engine.export.canary import canary
 from bridge_engine.export.card import AdapterCard
 from bridge_engine.export.initial import InitialWeights
 from bridge_engine.export.merged import weights_under
+from bridge_engine.loading import load_pretrained
 from bridge_engine.models import materialize_model
 from bridge_engine.policy import Policy
+from bridge_engine.spec import LoraSpec
 
 OVERSAMPLING = 2
 """The randomised method looks for this many times the rank."""
@@ -57,13 +60,34 @@ def export_svd(
     At the rank of the layers' shorter side it is the policy to 1e-4 in log-probabilities, if
     nothing but linear layers changed; below it, as far off as `relative_error` says.
     """
-    initial = InitialWeights(materialize_model(card.base_model))
+    base = materialize_model(card.base_model)
     layers = _linear_layers(policy.model)
-    found = factorise(weights_under(policy, names), initial, layers, card.rank)
+    found = factorise(weights_under(policy, names), InitialWeights(base), layers, card.rank)
     written = replace(
-        card, form="svd", relative_error=found.relative_error, error_outside=found.outside
+        card,
+        form="svd",
+        relative_error=found.relative_error,
+        error_outside=found.outside,
+        canary=_canary(policy, base, found.pairs),
     )
     return write_peft(found.pairs, card.rank, folder, written), found.relative_error
+
+
+def _canary(
+    policy: Policy, base: Path, pairs: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Any] | None:
+    """The figures of the initial weights with these factors, which are not the policy's.
+
+    On the CPU, in the dtype the run computes in: beside what training holds, a second model may not
+    fit on its device.
+    """
+    dtype = policy.compute_dtype or policy.model.dtype
+    model, _ = load_pretrained(base, dtype, torch.device("cpu"))
+    served = Policy(model, policy.tokenizer, LoraSpec(rank=1, alpha=1))  # B A as it is, any rank
+    served.add("student", 0)
+    for path, layer in served.adapters.layers.items():
+        layer.A["student"].data, layer.B["student"].data = pairs[path]
+    return canary(served, ("student",))
 
 
 def factorise(

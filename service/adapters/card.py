@@ -43,18 +43,49 @@ def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] =
         ("SHA-256 of the weights", adapter.sha256),
     ]
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts if value is not None)
-    what, library, loader = (
-        ("whole model", "transformers", "AutoModelForCausalLM")
-        if adapter.is_model
-        else ("LoRA adapter", "peft", "AutoPeftModelForCausalLM")
-    )
+    what = "whole model" if adapter.is_model else "LoRA adapter"
     return (
         f"---\n{front}---\n# {adapter.name}\n\nA {what} trained by Bridge.\n\n"
-        f"| | |\n|---|---|\n{rows}\n{_scores(evaluations)}"
-        f"```python\nfrom {library} import {loader}\n\n"
-        f'model = {loader}.from_pretrained(".")\n```\n\n'
+        f"| | |\n|---|---|\n{rows}\n{_scores(evaluations)}{_loading(adapter)}"
         "`bridge.json` holds the template that problems were put in.\n"
     )
+
+
+def _loading(adapter: AdapterRow) -> str:
+    """How to load it from within the unpacked folder. Bridge's own names for models mean nothing to
+    PEFT, which would look for them on the hub."""
+    base = adapter.base_model
+    where = ""
+    if adapter.is_model:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+        )
+    elif catalog.is_hub_name(base):
+        code = (
+            "from peft import AutoPeftModelForCausalLM\n"
+            "from transformers import AutoTokenizer\n\n"
+            'model = AutoPeftModelForCausalLM.from_pretrained(".")\n'
+            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)})\n"
+        )
+    else:
+        code = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'base = "PATH TO THE BASE"\n'
+            'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")\n'
+            "tokenizer = AutoTokenizer.from_pretrained(base)\n"
+        )
+        where = (
+            f"The base, `{base}`, is not on the hub under this name. Where Bridge is installed, "
+            "this prints its path (of a folder of your own: with its `BRIDGE_MODEL_DIR`):\n\n"
+            "```sh\n"
+            "python -c 'from bridge_engine.models import materialize_model as m; "
+            f'print(m("{base}"))\'\n'
+            "```\n\n"
+        )
+    return f"```python\n{code}```\n\n{where}"
 
 
 def _scores(evaluations: Sequence[JobRow]) -> str:

@@ -38,7 +38,7 @@ class Adapter(BaseModel):
     sha256: str
     """Of the weights file; of a whole model's manifest."""
     template: dict[str, Any]
-    """How a problem becomes a prompt, as the job's spec has it."""
+    """How a problem becomes a prompt, with `auto` decided; of an older run as the spec has it."""
     accuracy: float | None
     """Held-out accuracy in 0…1, where it was measured."""
     status: Literal["registered", "ready", "failed"]

@@ -314,7 +314,7 @@ class AdapterRow(Row):
     sha256: Mapped[str] = mapped_column(String)
     """Of the weights; of a whole model's manifest, which has the hash of each file."""
     template: Mapped[dict[str, Any]] = mapped_column(Json)
-    """The spec's template; the one in force lies in the adapter's bridge.json."""
+    """The one in force, which the adapter's bridge.json has too; of an older run the spec's."""
     accuracy: Mapped[float | None] = mapped_column(Double)
     status: Mapped[str] = mapped_column(String)
     """`registered`, `ready` (it has answered) or `failed`."""

@@ -157,7 +157,7 @@ class _Projection:
         adapter = {
             **common,
             "base_model": job.model,
-            "template": job.spec.get("template", {}),
+            "template": event.template or job.spec.get("template", {}),
             "status": "registered",
             "error": None,
         }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
+import shlex
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,11 +44,18 @@ class Trained:
     """A job with one checkpoint, published as a worker does on a machine of its own."""
 
     def __init__(
-        self, settings: Settings, store: Store, folder: Path, weights: bytes, config: str = "{}"
+        self,
+        settings: Settings,
+        store: Store,
+        folder: Path,
+        weights: bytes,
+        config: str = "{}",
+        model: str = "bridge-tiny",
     ) -> None:
         self.store, self.artifacts = store, ArtifactStore(settings.artifacts_url)
         worker = Worker(store)
-        self.job = store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=10)[0].id
+        spec = TrainSpec.model_validate({**BRIDGE, "model": model})
+        self.job = store.create_job(spec, total_steps=10)[0].id
         self.attempt = worker.claim(self.job)
         event = worker.checkpoint(5, 0.25)
 
@@ -141,31 +151,65 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_an_unpacked_download_is_an_adapter_that_peft_loads(
-    client: TestClient, settings: Settings, store: Store, tmp_path: Path
+@pytest.mark.parametrize("name", ["bridge-tiny", "mine", "some/tiny"])
+def test_the_cards_snippet_loads_an_unpacked_download(
+    name: str,
+    client: TestClient,
+    settings: Settings,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As it stands there, in the folder; a built-in base, a folder of one's own, the hub's."""
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    base = resolve_model("bridge-tiny").path
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    tuned: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    from bridge_engine.export import AdapterCard, export_adapter
+    from bridge_engine.policy import Policy
+    from bridge_engine.spec import LoraSpec, RuntimeSpec
+
+    tiny = resolve_model("bridge-tiny").path
+    assert tiny is not None
+    monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path / "models"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = tmp_path / "hub" / "models--some--tiny"
+    shutil.copytree(tiny, tmp_path / "models" / "mine")
+    shutil.copytree(tiny, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+
+    policy = Policy.load("bridge-tiny", LoraSpec(rank=2), RuntimeSpec(device="cpu"))
+    policy.add("student", 0)
     with torch.no_grad():
-        for key, weight in tuned.named_parameters():
-            if "lora_" in key:
-                weight.normal_(std=0.3)
-    tuned.save_pretrained(tmp_path / "peft")
-    weights = (tmp_path / "peft" / WEIGHTS).read_bytes()
-    config_text = (tmp_path / "peft" / "adapter_config.json").read_text()
-    made = Trained(settings, store, tmp_path / "elsewhere", weights, config_text)
+        for parameter in policy.parameters("student"):
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    card = AdapterCard(name, "sft", 5, 2, {"kind": "plain"}, 16)
+    export_adapter(policy.adapters, ("student",), tmp_path / "export", card)
+    weights = (tmp_path / "export" / WEIGHTS).read_bytes()
+    config = (tmp_path / "export" / "adapter_config.json").read_text()
+    made = Trained(settings, store, tmp_path / "elsewhere", weights, config, name)
     answer = client.get(f"/adapters/{made.name}/download")
     zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path / "unpacked")
-    loaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "unpacked")
-    )
-    tokens = torch.tensor([[1, 2, 3]])
-    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+    text = (tmp_path / "unpacked" / "README.md").read_text()
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    if name != "some/tiny":
+        command = text.partition("```sh\n")[2].partition("```")[0].strip()
+        program = shlex.split(command)[2]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(program, {})
+        assert "PATH TO THE BASE" in snippet
+        snippet = snippet.replace("PATH TO THE BASE", printed.getvalue().strip())
+    monkeypatch.chdir(tmp_path / "unpacked")
+    named: dict[str, Any] = {}
+    exec(snippet, named)
+    question = named["tokenizer"]("12+3-5?", return_tensors="pt")
+    with torch.no_grad():
+        bare = policy.model(**question).logits
+        with policy.using("student"):
+            expected = policy.model(**question).logits
+        found = named["model"](**question).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert (bare - expected).abs().max() > 0.05, "an adapter that does nothing proves nothing"
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_asked_for_last(

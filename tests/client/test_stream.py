@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bridge_client import APIStatusError, AsyncClient, Client, ConnectionError, _core
+from bridge_client import APIStatusError, AsyncClient, Client, ConnectionError, _core, cli_chat
 from bridge_client.cli import app
 from tests.client.flaky import flaky, hang_up, say, stream
 
@@ -94,7 +94,7 @@ def test_chat_writes_the_answer() -> None:
 
 def test_chat_reads_questions_and_keeps_the_turns_of_a_conversation() -> None:
     with flaky(stream(WHOLE)) as server:
-        result = chat(server, "job_1", "--conversation", typed="first\nsecond\n\nnever\n")
+        result = chat(server, "job_1", "--conversation", typed="first\nsecond\n")
     assert result.output == "one two\none two\n"
     asked = [json.loads(body)["messages"] for _, _, _, body in server.requests]
     assert [[turn["content"] for turn in turns] for turns in asked] == [
@@ -103,18 +103,127 @@ def test_chat_reads_questions_and_keeps_the_turns_of_a_conversation() -> None:
     ]
 
 
-def test_chat_shows_two_side_by_side() -> None:
+def test_chat_reads_a_pipe_to_its_end_and_a_terminal_to_an_empty_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed = "\nfirst\n\n  \nsecond\n"
     with flaky(stream(WHOLE)) as server:
+        assert chat(server, "job_1", typed=typed).output == "one two\none two\n"
+        assert [question["prompt"] for question in asked(server)] == ["first", "second"]
+    monkeypatch.setattr(cli_chat, "_at_terminal", lambda: True)
+    with flaky(stream(WHOLE)) as server:
+        assert chat(server, "job_1", typed=typed).exit_code == 0
+        assert server.requests == []
+        chat(server, "job_1", typed=typed[1:])
+        assert [question["prompt"] for question in asked(server)] == ["first"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_chat_goes_on_after_a_question_that_failed_which_leaves_no_turn(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_chat, "_at_terminal", lambda: terminal)
+    refused = say(422, '{"code": "too_long", "detail": "the prompt is too long"}')
+    with flaky(stream(WHOLE), refused, stream(BROKEN), stream(WHOLE)) as server:
+        result = chat(server, "job_1", "--conversation", typed="first\nlong\ntorn\nlast\n")
+    assert result.stdout.replace("> ", "") == "one two\n\none \none two\n"
+    assert "the prompt is too long" in result.stderr
+    assert "stopped in the middle" in result.stderr
+    assert [turn["content"] for turn in asked(server)[-1]["messages"]] == [
+        "first",
+        "one two",
+        "last",
+    ]
+    assert result.exit_code == (0 if terminal else 1), "who reads no screen is told by the status"
+
+
+def test_a_single_question_that_fails_ends_chat_with_its_status() -> None:
+    with flaky(stream(BROKEN)) as server:
+        assert chat(server, "job_1", "1+1?").exit_code == 1
+
+
+def test_two_who_are_asked_keep_the_same_turns() -> None:
+    """Of a question that one of them did not answer, neither keeps any."""
+
+    with flaky(stream(BROKEN), stream(WHOLE)) as server:
+        both_asked = ("job_1", "--against", "other", "--conversation")
+        result = chat(server, *both_asked, typed="first\nsecond\n")
+    assert result.exit_code == 1
+    turns = [[turn["content"] for turn in body["messages"]] for body in asked(server)]
+    assert turns == [["first"], ["first"], ["second"], ["second"]]
+
+
+def asked(server: Any) -> list[dict[str, Any]]:
+    """The questions, without what else the service was asked."""
+    return [json.loads(body) for method, _, _, body in server.requests if method == "POST"]
+
+
+def knowing(**templates: Any) -> Any:
+    """A service that knows these adapters, and answers whatever it is asked."""
+
+    def answer(handler: Any) -> None:
+        _, _, name = handler.path.rpartition("/adapters/")
+        if handler.command == "POST":
+            stream(WHOLE)(handler)
+        elif name in templates:
+            say(200, json.dumps({"name": name, "template": templates[name]}))(handler)
+        else:
+            say(404, '{"code": "unknown_adapter", "detail": "there is none"}')(handler)
+
+    return answer
+
+
+PLAIN = {"kind": "plain", "system": "Sum: ", "suffix": " ="}
+CHAT = {"kind": "chat", "system": "think", "suffix": "!"}
+
+
+@pytest.mark.parametrize("names", [("job_1", "bridge-tiny"), ("owner/name", "job_1")])
+@pytest.mark.parametrize(
+    ("template", "put"),
+    [
+        (PLAIN, {"prompt": "Sum: 1+1? ="}),
+        ({"kind": "plain"}, {"prompt": "1+1?"}),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "system", "content": "think"},
+                    {"role": "user", "content": "1+1?!"},
+                ]
+            },
+        ),
+        ({"kind": "chat"}, {"messages": [{"role": "user", "content": "1+1?"}]}),
+    ],
+)
+def test_a_base_beside_an_adapter_is_asked_as_the_adapter_was_trained(
+    template: dict[str, Any], put: dict[str, Any], names: tuple[str, str]
+) -> None:
+    one, other = names
+    with flaky(knowing(job_1=template)) as server:
+        result = chat(server, one, "1+1?", "--against", other)
+    assert result.output == f"{one}:\none two\n\n{other}:\none two\n\n"
+    found = {body.pop("model"): body for body in asked(server)}
+    common = {"temperature": 0.0, "stream": True}
+    base = other if one == "job_1" else one
+    assert found == {"job_1": {"prompt": "1+1?", **common}, base: {**put, **common}}
+
+
+def test_two_adapters_are_each_asked_as_they_were_trained() -> None:
+    with flaky(knowing(job_1=PLAIN, job_2=CHAT)) as server:
+        chat(server, "job_1", "1+1?", "--against", "job_2")
+    assert [body["prompt"] for body in asked(server)] == ["1+1?", "1+1?"]
+
+
+def test_a_base_whose_adapters_template_nobody_noted_is_said_to_be_asked_otherwise() -> None:
+    with flaky(knowing(job_1={"kind": "auto"})) as server:
         result = chat(server, "job_1", "1+1?", "--against", "bridge-tiny")
-    assert result.output == "job_1:\none two\n\nbridge-tiny:\none two\n\n"
-    assert {json.loads(body)["model"] for _, _, _, body in server.requests} == {
-        "job_1",
-        "bridge-tiny",
-    }
+    assert result.exit_code == 0
+    assert "bridge-tiny gets each question as it is" in result.stderr
+    assert [body["prompt"] for body in asked(server)] == ["1+1?", "1+1?"]
 
 
 def test_chat_that_breaks_off_says_so_and_fails() -> None:
     with flaky(stream(BROKEN)) as server:
-        result = chat(server, "job_1", "1+1?", "--against", "bridge-tiny")
+        result = chat(server, "job_1", "1+1?", "--against", "other", "--conversation")
     assert result.exit_code == 1
     assert "stopped in the middle" in result.output

@@ -125,6 +125,15 @@ def test_best_is_the_most_accurate_checkpoint(store: Store, job_id: str) -> None
     assert store.adapter(f"{job_id}@3").name == f"{job_id}@3"
 
 
+def test_an_adapter_has_the_template_that_its_run_decided_on(store: Store, job_id: str) -> None:
+    decided = {"kind": "chat", "system": None, "suffix": "!"}
+    store.append_events(job_id, 1, numbered(checkpoint(1)))
+    event = checkpoint(2).model_copy(update={"template": decided})
+    store.append_events(job_id, 1, numbered(event, start=2))
+    assert store.adapter(f"{job_id}@1").template["kind"] == "auto", "an older run said none"
+    assert store.adapter(f"{job_id}@2").template == decided
+
+
 def test_unknown_adapters_say_what_is_missing(store: Store, job_id: str) -> None:
     with pytest.raises(NotFound, match="no job 'job_x'"):
         store.adapter("job_x@best")

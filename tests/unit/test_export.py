@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bridge_engine.events import EventReader
 from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.export.canary import canary
 from bridge_engine.export.initial import InitialWeights
 from bridge_engine.export.merged import export_merged, merged_weights
 from bridge_engine.export.svd import export_svd, low_rank
@@ -135,11 +137,23 @@ def moved(policy, by=0.05, only_linear=False):
 def base(tmp_path, monkeypatch):
     """The tiny model as a base model's folder, under the name `base`."""
     random_model(torch.float32).save_pretrained(tmp_path / "models" / "base")
+    tokenizer = AutoTokenizer.from_pretrained(materialize_model("bridge-tiny"))
+    tokenizer.save_pretrained(tmp_path / "models" / "base")
     monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path / "models"))
     return tmp_path / "models" / "base"
 
 
+class Letters(SimpleNamespace):
+    """A tokenizer of the tiny model's few tokens."""
+
+    eos_token_id, pad_token_id, chat_template = 1, 0, None
+
+    def __call__(self, text):
+        return {"input_ids": [2 + ord(letter) % 20 for letter in text]}
+
+
 def svd_export(policy, names, folder, rank):
+    policy.tokenizer = Letters()
     return export_svd(policy, names, folder, replace(card(rank), base_model="base"))
 
 
@@ -155,6 +169,38 @@ def test_an_svd_adapter_of_full_rank_is_the_policy_where_only_linear_layers_move
         expected = logprobs_of(policy.model, TOKENS)
     torch.testing.assert_close(logprobs_of(theirs, TOKENS), expected, atol=1e-4, rtol=0)
     assert error < 1e-6
+    figures, trained = noted_canary(tmp_path / "a"), canary(policy, names)
+    assert figures["logprobs"] == pytest.approx(trained["logprobs"], abs=1e-4)
+    assert figures["tokens"] == trained["tokens"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_canary_of_an_svd_adapter_is_what_it_says_itself_not_what_the_policy_says(
+    dtype, base, tmp_path
+):
+    compute_dtype = None if dtype == torch.float32 else dtype
+    policy = full_policy("student", "teacher", dtype=torch.float32, compute_dtype=compute_dtype)
+    moved(policy)
+    names = ("student", "teacher")
+    before = merged_weights(policy, names)
+    svd_export(policy, names, tmp_path / "a", 2)
+    after = merged_weights(policy, names)
+    assert all(torch.equal(before[name], after[name]) for name in before), "training goes on"
+    figures = noted_canary(tmp_path / "a")
+    assert figures["dtype"] == str(dtype).removeprefix("torch.")
+    bare = random_model(dtype)
+    theirs = PeftModel.from_pretrained(random_model(dtype), str(tmp_path / "a"))
+    ids = torch.tensor([figures["tokens"]])
+    for key, model in (("logprobs", theirs), ("base", bare)):
+        expected = logprobs_of(model, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
+        off = (torch.tensor(figures[key]) - expected).abs().mean()
+        assert off < (1e-4 if dtype == torch.float32 else 0.15)
+    trained = torch.tensor(canary(policy, names)["logprobs"])
+    assert (torch.tensor(figures["logprobs"]) - trained).abs().mean() > 0.3, "rank 2 lacks a lot"
+
+
+def noted_canary(folder):
+    return json.loads((folder / "bridge.json").read_text())["canary"]
 
 
 def test_the_error_of_an_svd_adapter_is_what_it_lacks_and_falls_with_its_rank(base, tmp_path):
@@ -249,6 +295,7 @@ def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(for
     )
     assert event.merged == "models/step-000002"
     assert (event.relative_error is None) == (form == "lora")
+    assert event.template == {"kind": "plain", "system": None, "suffix": ""}, "auto, decided"
     base = AutoModelForCausalLM.from_pretrained(materialize_model("bridge-tiny"))
     tokens = TOKENS.clamp(max=20)
     for folder, names in (
@@ -265,17 +312,16 @@ def test_a_run_writes_policy_and_student_alone_in_every_form_it_is_asked_for(for
         error = (logprobs_of(theirs, tokens) - expected).abs()
         noted = json.loads((root / folder / "bridge.json").read_text())
         assert noted["end_tokens"] == made.policy.eos_ids
-        if (figures := noted["canary"]) is not None:
-            ids = torch.tensor([figures["tokens"]])
-            found = logprobs_of(theirs, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
-            assert (found - torch.tensor(figures["logprobs"])).abs().max() < 1e-4
-            if form == "lora":
-                bare = logprobs_of(base, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
-                assert (bare - torch.tensor(figures["base"])).abs().max() < 1e-4
-                assert (bare - found).abs().max() > 1e-2
-            else:  # its base was trained itself
-                assert "base" not in figures
-        assert (figures is None) == (noted["form"] == "svd")
+        figures = noted["canary"]
+        ids = torch.tensor([figures["tokens"]])
+        found = logprobs_of(theirs, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
+        assert (found - torch.tensor(figures["logprobs"])).abs().max() < 1e-4
+        if form == "lora" or noted["form"] == "svd":
+            bare = logprobs_of(base, ids)[:, :-1].gather(2, ids[:, 1:, None]).squeeze()
+            assert (bare - torch.tensor(figures["base"])).abs().max() < 1e-4
+            assert (bare - found).abs().max() > 1e-2
+        else:  # its base was trained itself
+            assert "base" not in figures
         if form == "lora" or folder == event.merged:
             assert error.max() < 1e-4
         else:  # rank 4 of a change of every weight: nearer than the base, and its error is told

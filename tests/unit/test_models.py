@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from bridge_engine import catalog, models
 from bridge_engine.errors import EngineError
+from service.adapters.card import base_license
 
 
 @pytest.fixture
@@ -48,6 +51,42 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "one.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(EngineError, match=r"lacks two\.safetensors"):
         models.materialize_model("mine")
+
+
+def test_the_licence_comes_along_from_the_hub_and_pickle_and_code_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that has these files; what is fetched lies where the hub's client keeps it."""
+    hub = {
+        "README.md": b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\nlicense: none\n",
+        "config.json": b'{"max_position_embeddings": 64}',
+        "model.safetensors": (2).to_bytes(8, "little") + b"{}",
+        "pytorch_model.bin": b"\x80\x04.",
+        "modeling_some.py": b"",
+    }
+    cached = tmp_path / "models--some--model"
+    snapshot = cached / "snapshots" / "abc"
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("abc")
+        snapshot.mkdir(parents=True)
+        for file in filter_repo_objects(hub, allow_patterns=allow_patterns):
+            (snapshot / file).write_bytes(hub[file])
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with monkeypatch.context() as away:  # before there is a cache, the hub itself would be asked
+        away.setattr(catalog, "resolve_model", lambda _: Namespace(source="hub", path=None))
+        models.materialize_model("some/model")
+    assert {path.name for path in snapshot.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    assert base_license("some/model") == "apache-2.0"
 
 
 def test_an_unknown_model_is_refused(folder: Path) -> None:

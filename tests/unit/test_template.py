@@ -1,5 +1,7 @@
 """A problem becomes the tokens that were meant, each special token once."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from bridge_engine.catalog import resolve_model
 from bridge_engine.data.example import Example
 from bridge_engine.errors import EngineError
-from bridge_engine.spec import TemplateSpec
+from bridge_engine.policy import Policy
+from bridge_engine.spec import LoraSpec, RuntimeSpec, TemplateSpec
 from bridge_engine.template import (
     answer_ending,
     demonstration,
@@ -129,8 +132,41 @@ def test_a_completion_ends_at_every_token_that_anyone_names_and_each_is_named_on
     with_bos.eos_token = None
     assert ends(None) == [50]
     with_bos.chat_template = None
-    with pytest.raises(EngineError, match="no end-of-sequence token"):
+    with pytest.raises(EngineError, match="names no token that ends an answer"):
         ends(None)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer_config.json", "eos_token", "<eos>"),
+        ("generation_config.json", "eos_token_id", 1),
+    ],
+)
+def test_a_model_without_an_end_is_refused_and_what_the_message_says_to_do_helps(
+    tmp_path, monkeypatch, file, key, value
+):
+    folder = tmp_path / "endless"
+    shutil.copytree(resolve_model("bridge-tiny").path, folder)
+    monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path))
+
+    def change(name, **entries):
+        held = json.loads((folder / name).read_text()) | entries
+        (folder / name).write_text(json.dumps(held))
+
+    def ends():
+        return Policy.load("endless", LoraSpec(), RuntimeSpec(device="cpu")).eos_ids
+
+    change("tokenizer_config.json", eos_token=None)
+    change("generation_config.json", eos_token_id=None)
+    change("config.json", eos_token_id=None)
+    with pytest.raises(EngineError) as refused:
+        ends()
+    assert (refused.value.code, refused.value.param) == ("no_eos", "model")
+    for told in (file, key, "BRIDGE_MODEL_DIR"):
+        assert told in refused.value.message
+    change(file, **{key: value})
+    assert ends() == [1]
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(with_bos):
