@@ -34,6 +34,12 @@ def test_seed_fixes_sampling_and_n_gives_that_many(client: Any) -> None:
     assert other != first
 
 
+def test_without_a_seed_each_request_draws_anew(client: Any) -> None:
+    ask = {"temperature": 1.0, "n": 8, "seed": None}
+    first, second = (complete(client, "plain", **ask).json()["choices"] for _ in range(2))
+    assert [choice["text"] for choice in first] != [choice["text"] for choice in second]
+
+
 def test_tiny_top_p_is_greedy(client: Any) -> None:
     greedy = text_of(complete(client, "plain"))
     assert text_of(complete(client, "plain", temperature=1.0, top_p=1e-6)) == greedy
