@@ -151,7 +151,7 @@ _MEANING = {
     429: "Too many requests at once; Retry-After says when to come back.",
     500: "An unforeseen error; the service's log has it under the request id.",
     503: "The database or the inference process cannot be reached now.",
-    507: "The disk is full.",
+    507: "The disk is full, or the model larger than inference may load.",
 }
 
 

@@ -3,7 +3,8 @@
 What is here fits the local process (`python -m inference`); `vllm` has what is different of a vLLM
 server. Only these few routes are ever asked for: what else a server offers is out of reach of
 whoever asks us. Every failure comes out as an `ApiError` that says whose it is: not reachable
-(503), too busy (429), the request's own fault (404, 422), or the backend's (502, 504).
+(503), too busy (429), the request's own fault (404, 422), too little memory allowed (507), or the
+backend's (502, 504).
 """
 
 from __future__ import annotations
@@ -267,6 +268,8 @@ class InferenceBackend:
             after = reply.headers.get("Retry-After", "")
             after = after if after.isascii() and after.isdigit() else "2"
             return ApiError(reply.status, "inference_busy", message, headers={"Retry-After": after})
+        if reply.status == 507:
+            return ApiError(507, "model_too_large", message)
         return ApiError(502, "inference_failed", f"inference failed: {message}")
 
 

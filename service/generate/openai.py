@@ -89,7 +89,7 @@ def _models(store: Store, served: Bases) -> list[Model]:
     operation_id="openai_completions",
     summary="Continue a text",
     response_model=None,
-    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504, 507),
     openapi_extra=_body_of("CompletionRequest"),
 )
 async def completions(request: Request, body: Body) -> Response:
@@ -108,7 +108,7 @@ async def completions(request: Request, body: Body) -> Response:
     operation_id="openai_chat_completions",
     summary="Answer a conversation",
     response_model=None,
-    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504, 507),
     openapi_extra=_body_of("ChatRequest"),
 )
 async def chat_completions(request: Request, body: Body) -> Response:

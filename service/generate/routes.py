@@ -27,7 +27,7 @@ router = APIRouter(tags=["generate"], route_class=AskingRoute)
     operation_id="generate",
     summary="Generate text",
     response_model=Generation,
-    responses=responses(400, 404, 409, 413, 415, 422, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 422, 429, 502, 504, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
