@@ -175,9 +175,9 @@ def respond(request: Request, error: ApiError) -> JSONResponse:
         if not _asked_from_here(request):
             error.detail = error.outside
     if request.url.path.startswith(openai_errors.PREFIX):
-        given = error.extra["param"]
+        param, errors = error.extra["param"], _plain(error.extra["errors"])
         status, answer = openai_errors.as_openai(
-            *(error.status, error.code, error.detail, given, _request_id(request.scope))
+            *(error.status, error.code, error.detail, param, _request_id(request.scope), errors)
         )
         return JSONResponse(answer, status, error.headers)
     body = problem(error, _request_id(request.scope))
