@@ -76,7 +76,7 @@ def load(client: Any, name: str, path: Path, base: str | None = None) -> Any:
     return client.post("/v1/load_lora_adapter", json=body)
 
 
-def complete(client: Any, model: str, prompt: str = "12+3-5?", **fields: Any) -> Any:
+def complete(client: Any, model: str, prompt: str | list[str] = "12+3-5?", **fields: Any) -> Any:
     body = {"model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0} | fields
     return client.post("/v1/completions", json=body)
 
@@ -122,7 +122,8 @@ class Held:
             else:
                 self.generations |= {*batch.waiting, *batch.running()}
                 self.running.set()
-                self._release.wait(60)
+                if not self._release.wait(60):
+                    self.release()  # the test has failed; it is to end too
             advance(batch, tell)
 
         def counted(batch: Batch, *row_and_token: Any) -> bool:
