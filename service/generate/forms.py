@@ -37,6 +37,7 @@ Stop = Annotated[
     str | Annotated[list[str], Field(max_length=16)],
     forms("a text, or a list of at most 16 texts"),
 ]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 Prompt = Annotated[
     str

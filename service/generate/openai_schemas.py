@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.generate.forms import Prompt, Stop, forms
+from service.generate.forms import Prompt, Seed, Stop, forms
 
 _BOOKKEEPING = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -54,7 +54,7 @@ class Request(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=64)] | None = None
     stop: Stop | None = None
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.generate.forms import Stop
+from service.generate.forms import Seed, Stop
 
 
 class Message(BaseModel):
@@ -42,7 +42,7 @@ class GenerateRequest(BaseModel):
     """Number of completions."""
     stop: Stop | None = None
     """Texts that end a completion; they are not part of it."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     """The same seed gives the same completions."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Log-probabilities of the tokens, and of this many of the likeliest at each place."""

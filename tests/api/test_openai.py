@@ -113,11 +113,15 @@ def test_a_text_is_continued_with_log_probabilities_n_stop_and_seed(
         assert "".join(told.tokens or []) == choice.text
         assert len(told.token_logprobs or []) == len(told.tokens or [])
         assert all(len(top) >= 2 for top in told.top_logprobs or [])
-    texts = ["", "", ""]
+    texts, offsets = ["", "", ""], [[], [], []]  # type: ignore[var-annotated]
     for chunk in client.completions.create(stream=True, **asked):
         for piece in chunk.choices:
             texts[piece.index] += piece.text
+            offsets[piece.index] += (piece.logprobs and piece.logprobs.text_offset) or []
     assert texts == [choice.text for choice in whole.choices]
+    assert offsets == [c.logprobs and c.logprobs.text_offset for c in whole.choices]
+    assert offsets[0] == sorted(offsets[0])
+    assert offsets[0][-1] > 0
     first = whole.choices[0].text
     stop = first[1:3]
     cut = client.completions.create(**{**asked, "n": 1, "stop": [stop]})
