@@ -6,6 +6,9 @@ from typing import Any
 
 from bridge_engine.errors import EngineError
 
+UNAVAILABLE = "ModelUnavailableError"
+"""What the service tells apart from a server that is busy."""
+
 
 class InferenceError(Exception):
     """A request that cannot be answered; `status` is the HTTP status, `type` OpenAI's word."""
@@ -44,7 +47,7 @@ def not_had(error: EngineError) -> InferenceError:
         return not_found(error.message)
     if error.retryable:
         return InferenceError(
-            error.message, status=503, type="ServiceUnavailableError", param="model", retry_after=30
+            error.message, status=503, type=UNAVAILABLE, param="model", retry_after=30
         )
     return InferenceError(error.message, status=500, type="InternalServerError", param="model")
 

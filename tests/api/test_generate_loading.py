@@ -110,7 +110,7 @@ def test_adapter_that_does_not_load_is_noted_as_failed(client: TestClient, house
 
 
 @pytest.mark.parametrize(
-    ("memory", "status", "code"), [(1000, 507, "model_too_large"), (None, 503, "inference_busy")]
+    ("memory", "status", "code"), [(1000, 507, "model_too_large"), (None, 503, "model_unavailable")]
 )
 def test_a_base_that_cannot_be_loaded_is_not_the_adapters_fault(
     settings: Settings, house: House, memory: int | None, status: int, code: str
@@ -122,15 +122,17 @@ def test_a_base_that_cannot_be_loaded_is_not_the_adapters_fault(
 
     house.save(2, "one")
     inference = create_inference(materialize, device="cpu", limits=Limits(memory=memory))
-    with (
-        Served(inference) as server,
-        connect(settings.model_copy(update={"inference_url": server.url})) as client,
-    ):
-        for asked in ({"adapter": house.job}, {"model": "bridge-tiny"}):
-            refused = ask(client, **asked)
-            said = problem(refused, status, code)["detail"]
-            assert ("MEMORY_GB" in said) if memory else ("silent" in said)
-            assert ("retry-after" in refused.headers) == (status == 503)
+    with Served(inference) as server:
+        here = settings.model_copy(update={"inference_url": server.url})
+        with connect(here.model_copy(update={"host": "0.0.0.0"})) as client:
+            told = problem(ask(client, adapter=house.job), status, code)["detail"]
+            assert "silent" not in told, "others are told nothing of the hub or the machine"
+        with connect(here) as client:
+            for asked in ({"adapter": house.job}, {"model": "bridge-tiny"}):
+                refused = ask(client, **asked)
+                said = problem(refused, status, code)["detail"]
+                assert ("MEMORY_GB" in said) if memory else ("silent" in said)
+                assert ("retry-after" in refused.headers) == (status == 503)
     assert house.status(2) == "registered"
 
 
