@@ -300,7 +300,7 @@ class Scores(Record):
 
 
 class GenerationChunk(Generation):
-    """What was written since the chunk before; `usage` comes with none."""
+    """What was written since the chunk before. The last one has no choices but the `usage`."""
 
 
 class Alias(Record):

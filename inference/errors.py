@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge_engine.errors import EngineError
+
+UNAVAILABLE = "ModelUnavailableError"
+"""What the service tells apart from a server that is busy."""
+
 
 class InferenceError(Exception):
     """A request that cannot be answered; `status` is the HTTP status, `type` OpenAI's word."""
@@ -33,6 +38,34 @@ class InferenceError(Exception):
 def not_found(message: str) -> InferenceError:
     """The model or adapter is not here."""
     return InferenceError(message, status=404, type="NotFoundError", param="model")
+
+
+def not_had(error: EngineError) -> InferenceError:
+    """A base model is not to be had: there is none of the name (404), or it is the model's folder
+    or the hub that keeps it (500, or 503 where that may pass), and nobody asked wrongly."""
+    if error.code == "unknown_model":
+        return not_found(error.message)
+    if error.retryable:
+        return InferenceError(
+            error.message, status=503, type=UNAVAILABLE, param="model", retry_after=30
+        )
+    return InferenceError(error.message, status=500, type="InternalServerError", param="model")
+
+
+def too_large(what: str, need: int, limit: int, param: str) -> InferenceError:
+    """It would not fit even if nothing else were loaded."""
+    return InferenceError(
+        f"{what} {said(need)}; inference may use {said(limit)}. Raise BRIDGE_INFERENCE_MEMORY_GB, "
+        "or use a smaller one.",
+        status=507,
+        type="InsufficientStorageError",
+        param=param,
+    )
+
+
+def said(count: int) -> str:
+    """So many bytes, as people say it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def error_body(message: str, type: str, status: int, param: str | None = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from bridge_engine import logits
 from bridge_engine.errors import EngineError
 from bridge_engine.template import end_tokens
 from inference.batch import Batch
-from inference.errors import InferenceError, not_found
+from inference.errors import InferenceError, not_found, not_had, too_large
 from inference.folders import bytes_of, check_model, checked_base
 from inference.limits import Limits
 from inference.lora import LoraWeights, read_lora
@@ -141,8 +141,8 @@ class Registry:
     async def base(self, name: str) -> Base:
         """The base model of that name, loaded on first use.
 
-        Raises `InferenceError`: 404 for an unknown name, 503 while it takes long to load or all
-        that is loaded is in use.
+        Raises `InferenceError`: 404 for an unknown name, 503 while it takes long to load, cannot be
+        fetched or all that is loaded is in use, 507 where it is larger than may be loaded.
         """
         if name in self.bases:
             return _used(self.bases, name)
@@ -164,7 +164,7 @@ class Registry:
         try:
             path = folder if folder else await self._read(lambda: self._materialize(name))
         except EngineError as error:
-            raise not_found(error.message) from error
+            raise not_had(error) from error
         need = await self._read(lambda: bytes_of(path, self.dtype))
         async with self._making_room:  # two at once would find the same room
             await self._room_for_base(name, need)
@@ -201,11 +201,7 @@ class Registry:
         """Before it is loaded: both might not fit."""
         limit = self.limits.memory
         if limit is not None and need > limit:
-            raise InferenceError(
-                f"The base model {name!r} needs {need / 1e9:.2f} GB; inference may use "
-                f"{limit / 1e9:.2f} GB. Raise BRIDGE_INFERENCE_MEMORY_GB, or use a smaller one.",
-                param="model",
-            )
+            raise too_large(f"The base model {name!r} needs", need, limit, "model")
         while len(self.bases) >= self.limits.bases or self._over(need):
             if (oldest := _unused(self.bases)) is not None:
                 self._drop_base(oldest)
@@ -236,7 +232,7 @@ class Registry:
 
         Raises `InferenceError`: 400 for a used name with another path, a missing or broken folder,
         weights that do not fit the base or are not those of `sha256`; 404 for an unknown base
-        model; 503 while it takes long, or where all adapters that are loaded are in use.
+        model; 503 and 507 as `base` does, or where all adapters that are loaded are in use.
         """
         known = self.adapters.get(name)
         if known is not None:
@@ -275,14 +271,10 @@ class Registry:
                     f"The adapter at {path} does not fit the base model {base.name!r}: {error}",
                     param="lora_path",
                 ) from error
-            limit = self.limits.memory
-            if limit is not None and base.bytes + weights.bytes > limit:
-                raise InferenceError(
-                    f"The adapter {name!r} and its base model need "
-                    f"{(base.bytes + weights.bytes) / 1e9:.2f} GB; inference may use "
-                    f"{limit / 1e9:.2f} GB. Raise BRIDGE_INFERENCE_MEMORY_GB.",
-                    param="lora_path",
-                )
+            limit, need = self.limits.memory, base.bytes + weights.bytes
+            if limit is not None and need > limit:
+                what = f"The adapter {name!r} and its base model need"
+                raise too_large(what, need, limit, "lora_path")
             while len(self.adapters) >= self.limits.adapters or self._over(weights.bytes):
                 if (oldest := _unused(self.adapters)) is not None:
                     del self.adapters[oldest]

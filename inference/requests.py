@@ -41,6 +41,8 @@ class Generation:
     stream: bool = False
     """Is text wanted as it comes, or all of it at the end?"""
     seed: int = 0
+    request: object = field(default_factory=object)
+    """The same of all prompts that were sent together."""
     cancelled: bool = False
     """Nobody waits for it any more."""
     prompt_logprobs: list[TokenInfo] = field(default_factory=list)

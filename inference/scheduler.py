@@ -39,14 +39,16 @@ class Scheduler:
     # ------------------------------------------------------------------ for other threads
 
     def submit(self, *generations: Generation) -> None:
-        """Puts these in line, all of them or none.
+        """Puts these, which were sent together, in line: all of them or none. They count as one, as
+        several choices of one prompt do: else a request of many prompts could not be had while
+        another waits, nor others while it does.
 
         Raises `InferenceError`: 429 when too many are waiting already, 503 when it is closing.
         """
         with self._work:
             if self._draining:
                 raise shutting_down()
-            if self._in_line() + len(generations) > self.waiting:
+            if self._in_line() >= self.waiting:
                 raise InferenceError(
                     f"{self.waiting} requests are waiting already; try again in a few seconds.",
                     status=429,
@@ -54,6 +56,7 @@ class Scheduler:
                     retry_after=2,
                 )
             for generation in generations:
+                generation.request = generations[0].request
                 generation.batch.waiting.append(generation)
                 if generation.batch not in self._batches:
                     self._batches.append(generation.batch)
@@ -67,8 +70,8 @@ class Scheduler:
     def figures(self) -> dict[str, int]:
         """How many requests wait, and how many are being written."""
         with self._work:
-            running = sum(len(batch.running()) for batch in self._batches)
-            return {"waiting": self._in_line(), "running": running}
+            running = {g.request for batch in self._batches for g in batch.running()}
+            return {"waiting": self._in_line(), "running": len(running)}
 
     def drain(self) -> None:
         """Takes nothing new. What waits is sent away; what has begun goes on. For signal handlers
@@ -87,7 +90,8 @@ class Scheduler:
         self._thread.join(timeout=5)
 
     def _in_line(self) -> int:
-        return sum(not g.cancelled for batch in self._batches for g in list(batch.waiting))
+        waiting = (g for batch in self._batches for g in list(batch.waiting) if not g.cancelled)
+        return len({g.request for g in waiting})
 
     # ------------------------------------------------------------------ the thread
 

@@ -151,7 +151,7 @@ _MEANING = {
     429: "Too many requests at once; Retry-After says when to come back.",
     500: "An unforeseen error; the service's log has it under the request id.",
     503: "The database or the inference process cannot be reached now.",
-    507: "The disk is full.",
+    507: "The disk is full, or the model larger than inference may load.",
 }
 
 
@@ -175,9 +175,9 @@ def respond(request: Request, error: ApiError) -> JSONResponse:
         if not _asked_from_here(request):
             error.detail = error.outside
     if request.url.path.startswith(openai_errors.PREFIX):
-        given = error.extra["param"]
+        param, errors = error.extra["param"], _plain(error.extra["errors"])
         status, answer = openai_errors.as_openai(
-            *(error.status, error.code, error.detail, given, _request_id(request.scope))
+            *(error.status, error.code, error.detail, param, _request_id(request.scope), errors)
         )
         return JSONResponse(answer, status, error.headers)
     body = problem(error, _request_id(request.scope))

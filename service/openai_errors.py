@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 PREFIX = "/v1/"
 """Routes below it answer so."""
@@ -13,10 +14,14 @@ PREFIX = "/v1/"
 class ErrorBody(BaseModel):
     """What went wrong."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     message: str
     type: str
     param: str | None
     code: str | None
+    errors: list[dict[str, Any]] | None = None
+    """Every field at fault; the members above repeat the first one."""
 
 
 class OpenAIError(BaseModel):
@@ -26,7 +31,12 @@ class OpenAIError(BaseModel):
 
 
 def as_openai(
-    status: int, code: str, message: str, param: str | None, request_id: str | None
+    status: int,
+    code: str,
+    message: str,
+    param: str | None,
+    request_id: str | None,
+    errors: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """(the status, the body) of an error. OpenAI knows no 422, and calls an unknown model so."""
     status = 400 if status == 422 else status
@@ -36,7 +46,9 @@ def as_openai(
         kind = "rate_limit_error"
     else:
         kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    if errors:
+        error["errors"] = list(errors)
     if request_id:
         error["request_id"] = request_id
     return status, {"error": error}

@@ -3,7 +3,8 @@
 What is here fits the local process (`python -m inference`); `vllm` has what is different of a vLLM
 server. Only these few routes are ever asked for: what else a server offers is out of reach of
 whoever asks us. Every failure comes out as an `ApiError` that says whose it is: not reachable
-(503), too busy (429), the request's own fault (404, 422), or the backend's (502, 504).
+(503), too busy (429), the request's own fault (404, 422), too little memory allowed (507), or the
+backend's (502, 504).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ waits, so that it hears why. Of a stream: the longest silence."""
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 LOAD_MODEL = "/v1/load_model"
 """The local process's own."""
+UNAVAILABLE = "ModelUnavailableError"
+"""The local process's word for a base model that cannot be fetched just now."""
 LOADED_NAME = re.compile(r"[^\s:@]+@\d+(-student)?:[0-9a-f]{12}")
 """What `loaded_name` gives, which nobody else would call an adapter."""
 
@@ -266,7 +269,13 @@ class InferenceBackend:
         if reply.status in (429, 503):
             after = reply.headers.get("Retry-After", "")
             after = after if after.isascii() and after.isdigit() else "2"
-            return ApiError(reply.status, "inference_busy", message, headers={"Retry-After": after})
+            headers = {"Retry-After": after}
+            if _error(reply).get("type") == UNAVAILABLE:
+                outside = "the base model cannot be had now; see the service's log"
+                return ApiError(503, "model_unavailable", message, headers=headers, outside=outside)
+            return ApiError(reply.status, "inference_busy", message, headers=headers)
+        if reply.status == 507:
+            return ApiError(507, "model_too_large", message)
         return ApiError(502, "inference_failed", f"inference failed: {message}")
 
 
@@ -287,14 +296,18 @@ def _listed(reply: Reply, what: str) -> dict[str, Any]:
 
 
 def _reason(reply: Reply) -> tuple[str, str | None]:
-    """The message and the field at fault, from the error shapes that vLLM has had."""
+    """The message and the field at fault."""
+    error = _error(reply)
+    param = error.get("param")
+    return str(error.get("message") or error), param if isinstance(param, str) else None
+
+
+def _error(reply: Reply) -> dict[str, Any]:
+    """The error in one of the shapes that vLLM has had."""
     try:
         body = load_json(reply.content)
     except ValueError:
         text = reply.content.decode(errors="replace")
-        return text[:500] or f"HTTP status {reply.status}", None
-    error = body.get("error", body) if isinstance(body, dict) else {}
-    if not isinstance(error, dict):
-        return str(error), None
-    param = error.get("param")
-    return str(error.get("message") or body), param if isinstance(param, str) else None
+        return {"message": text[:500] or f"HTTP status {reply.status}"}
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": str(error)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -89,7 +90,7 @@ def _models(store: Store, served: Bases) -> list[Model]:
     operation_id="openai_completions",
     summary="Continue a text",
     response_model=None,
-    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504, 507),
     openapi_extra=_body_of("CompletionRequest"),
 )
 async def completions(request: Request, body: Body) -> Response:
@@ -108,7 +109,7 @@ async def completions(request: Request, body: Body) -> Response:
     operation_id="openai_chat_completions",
     summary="Answer a conversation",
     response_model=None,
-    responses=responses(400, 404, 409, 413, 415, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 429, 502, 504, 507),
     openapi_extra=_body_of("ChatRequest"),
 )
 async def chat_completions(request: Request, body: Body) -> Response:
@@ -152,6 +153,8 @@ class _Shape:
     def __init__(self, target: Target, *, chat: bool, logprobs: bool) -> None:
         self.chat, self.logprobs = chat, logprobs
         self._kind = "chat.completion" if chat else "text_completion"
+        self._places: defaultdict[int, int] = defaultdict(int)
+        """Where in each choice's text the next token of a stream begins."""
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -184,7 +187,9 @@ class _Shape:
     def _choice(self, piece: Piece, *, streamed: bool) -> dict[str, Any]:
         if self.chat:
             return chat_choice(piece, streamed=streamed, logprobs=self.logprobs)
-        return text_choice(piece, logprobs=self.logprobs)
+        start = self._places[piece.index]
+        self._places[piece.index] += sum(len(entry["token"]) for entry in piece.logprobs)
+        return text_choice(piece, logprobs=self.logprobs, start=start)
 
 
 async def _answer(

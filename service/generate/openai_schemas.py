@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.generate.forms import Prompt, Seed, Stop, forms
+
 _BOOKKEEPING = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention", "parallel_tool_calls",
@@ -27,7 +29,6 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "best_of": (1,),
 }
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):
@@ -52,8 +53,8 @@ class Request(BaseModel):
     """Default 1; 0 always takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=64)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    stop: Stop | None = None
+    seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -84,12 +85,7 @@ class Request(BaseModel):
 class CompletionRequest(Request):
     """POST /v1/completions: the prompt is continued as it is, without any template."""
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=64)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=64)]
-    )
+    prompt: Prompt
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
@@ -100,11 +96,17 @@ class Part(BaseModel):
     text: str
 
 
+Content = Annotated[
+    str | list[Part],
+    forms('a text, or a list of {"type": "text", "text": …}; Bridge reads only text'),
+]
+
+
 class ChatMessage(BaseModel):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     name: str | None = None
 
     def plain(self) -> dict[str, str]:

@@ -66,18 +66,18 @@ def chat_choice(piece: Piece, *, streamed: bool, logprobs: bool) -> dict[str, An
     }
 
 
-def text_choice(piece: Piece, *, logprobs: bool) -> dict[str, Any]:
-    """A choice of a text completion, or of a chunk of one."""
+def text_choice(piece: Piece, *, logprobs: bool, start: int = 0) -> dict[str, Any]:
+    """A choice of a text completion, or of a chunk of one, whose tokens begin at `start`."""
     return {
         "index": piece.index,
         "text": piece.text,
-        "logprobs": _columns(piece.logprobs) if logprobs else None,
+        "logprobs": _columns(piece.logprobs, start) if logprobs else None,
         "finish_reason": piece.finish_reason,
     }
 
 
-def _columns(entries: Sequence[Entry]) -> dict[str, Any]:
-    offsets, place = [], 0
+def _columns(entries: Sequence[Entry], start: int) -> dict[str, Any]:
+    offsets, place = [], start
     for entry in entries:
         offsets.append(place)
         place += len(entry["token"])

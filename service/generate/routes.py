@@ -27,7 +27,7 @@ router = APIRouter(tags=["generate"], route_class=AskingRoute)
     operation_id="generate",
     summary="Generate text",
     response_model=Generation,
-    responses=responses(400, 404, 409, 413, 415, 422, 429, 502, 504),
+    responses=responses(400, 404, 409, 413, 415, 422, 429, 502, 504, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -45,8 +45,9 @@ async def generate(request: Request, body: Body) -> Response:
 
     An adapter is loaded when it is first asked for. Its prompts get the template of its training,
     unless `raw`; a base model has none, and continues the prompt as it is. With `stream` the answer
-    is server-sent events: `data:` with a `generation.chunk`, at last `data: [DONE]`; where it
-    breaks off, `event: error` with a problem and no `[DONE]`.
+    is server-sent events: `data:` with a `generation.chunk`, the last of which has no choices but
+    the `usage`, and then `data: [DONE]`; where it breaks off, `event: error` with a problem and no
+    `[DONE]`.
     """
     wanted, serving = parse(body, GenerateRequest), serving_of(request)
     target = await serving.target(wanted.adapter, wanted.model)
@@ -57,6 +58,7 @@ async def generate(request: Request, body: Body) -> Response:
         "model": target.base_model,
     }
     if wanted.stream:
+        asked["stream_options"] = {"include_usage": True}
         opened = await unless_hung_up(request, serving.stream(target, path, asked))
         logprobs = wanted.logprobs is not None
         return EventStream(_events(opened, head, logprobs, request), opened.aclose)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.generate.forms import Seed, Stop
+
 
 class Message(BaseModel):
     """One turn of a chat."""
@@ -38,9 +40,9 @@ class GenerateRequest(BaseModel):
     """Sample from the likeliest tokens that together have this probability."""
     n: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of completions."""
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Stop | None = None
     """Texts that end a completion; they are not part of it."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     """The same seed gives the same completions."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Log-probabilities of the tokens, and of this many of the likeliest at each place."""

@@ -6,30 +6,24 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
 
 import httpx
-import uvicorn
-from fastapi import FastAPI
 
 from bridge_engine.catalog import resolve_model
 from bridge_engine.checkpoint import MANIFEST
 from bridge_engine.spec import TrainSpec
-from bridge_http.heads import HTTP
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import BRIDGE, Worker
 from tests.support.ports import free_port
-from tests.support.waiting import until
+from tests.support.served import Served
 
 KEPT = 3
 """Adapters that the inference process of most tests keeps loaded."""
@@ -138,31 +132,6 @@ class House:
     def status(self, step: int) -> str:
         """The registry's word for the step's adapter."""
         return self.store.adapter(f"{self.job}@{step}").status
-
-
-class Served:
-    """An application on a real socket, its lifespan included."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self.app = app
-        # Of TCP by name, or its answers would wait for acknowledgements (Nagle) for 40 ms.
-        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, http=HTTP, log_level="warning"))
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._listener]}
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        until(lambda: self._server.started)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-        self._listener.close()
 
 
 class Service(Served):

@@ -131,6 +131,13 @@ def test_a_download_is_announced_and_always_the_same(client: TestClient, trained
     assert f'filename="{trained.job}-step-5.zip"' in first.headers["content-disposition"]
     again = {"If-None-Match": first.headers["etag"]}
     assert client.get(f"/adapters/{trained.name}/download", headers=again).status_code == 304
+    head = client.head(f"/adapters/{trained.name}/download")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers.items() - {("x-request-id", head.headers["x-request-id"])} <= set(
+        first.headers.items()
+    )
+    assert {"content-length", "content-type", "etag"} <= set(head.headers)
+    assert client.head(f"/adapters/{trained.name}/download", headers=again).status_code == 304
     archive = zipfile.ZipFile(io.BytesIO(first.content))
     assert archive.testzip() is None
     assert archive.read(WEIGHTS) == b"weights"

@@ -53,6 +53,18 @@ def test_sampling_is_repeatable_by_its_seed(client: TestClient) -> None:
     assert ask(client, **wanted).json()["choices"] == first
 
 
+def test_a_seed_may_be_negative(client: TestClient) -> None:
+    wanted = {"model": "bridge-tiny", "temperature": 1.0, "n": 8}
+    least, other = -(2**63), -2
+    first = ask(client, **wanted, seed=least).json()["choices"]
+    assert ask(client, **wanted, seed=least).json()["choices"] == first
+    assert ask(client, **wanted, seed=other).json()["choices"] != first
+    problem(ask(client, **wanted, seed=least - 1), 422)
+    same = {**wanted, "prompt": PROMPT, "seed": other, "max_tokens": 12}
+    answers = [client.post("/v1/completions", json=same).json()["choices"] for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
 def test_stop_text_ends_the_completion(client: TestClient) -> None:
     whole = text(ask(client, model="bridge-tiny"))
     cut = ask(client, model="bridge-tiny", stop=whole[2])
@@ -145,6 +157,8 @@ def test_a_stream_says_in_pieces_what_the_answer_says_at_once(
     whole = ask(client, **wanted).json()
     chunks = events_of(ask(client, stream=True, **wanted))
     assert {chunk["adapter"] for chunk in chunks} == {f"{house.job}@2"}
+    assert [chunk.get("usage") for chunk in chunks] == [None] * (len(chunks) - 1) + [whole["usage"]]
+    assert chunks[-1]["choices"] == []
     for choice in whole["choices"]:
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert len(mine) > 2, "it came in pieces"

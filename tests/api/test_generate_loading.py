@@ -16,11 +16,16 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import load_file, save_file
 
 from bridge_engine.checkpoint import publish
+from bridge_engine.errors import EngineError
+from bridge_engine.models import materialize_model
+from inference.app import create_app as create_inference
+from inference.limits import Limits
 from service.generate.backend import loaded_name
 from service.settings import Settings
 from tests.api.conftest import connect, problem
 from tests.api.house import KEPT, House
 from tests.api.local_house import ask, client, house, text
+from tests.support.served import Served
 
 __all__ = ["client", "house"]  # fixtures
 
@@ -102,6 +107,33 @@ def test_adapter_that_does_not_load_is_noted_as_failed(client: TestClient, house
     assert "does not fit" in body["detail"]
     assert house.status(2) == "failed"
     assert text(ask(client, model="bridge-tiny"))  # and the base is unharmed
+
+
+@pytest.mark.parametrize(
+    ("memory", "status", "code"), [(1000, 507, "model_too_large"), (None, 503, "model_unavailable")]
+)
+def test_a_base_that_cannot_be_loaded_is_not_the_adapters_fault(
+    settings: Settings, house: House, memory: int | None, status: int, code: str
+) -> None:
+    def materialize(name: str) -> Path:
+        if memory is None:
+            raise EngineError("the hub is silent", code="model_unavailable", retryable=True)
+        return materialize_model(name)
+
+    house.save(2, "one")
+    inference = create_inference(materialize, device="cpu", limits=Limits(memory=memory))
+    with Served(inference) as server:
+        here = settings.model_copy(update={"inference_url": server.url})
+        with connect(here.model_copy(update={"host": "0.0.0.0"})) as client:
+            told = problem(ask(client, adapter=house.job), status, code)["detail"]
+            assert "silent" not in told, "others are told nothing of the hub or the machine"
+        with connect(here) as client:
+            for asked in ({"adapter": house.job}, {"model": "bridge-tiny"}):
+                refused = ask(client, **asked)
+                said = problem(refused, status, code)["detail"]
+                assert ("MEMORY_GB" in said) if memory else ("silent" in said)
+                assert ("retry-after" in refused.headers) == (status == 503)
+    assert house.status(2) == "registered"
 
 
 def test_request_at_fault_says_nothing_about_the_adapter(client: TestClient, house: House) -> None:

@@ -15,10 +15,13 @@ import httpx
 import openai
 import pytest
 
+from bridge_engine.models import materialize_model
+from inference.app import create_app as create_inference
 from service.settings import Settings
 from tests.api.house import House, Service, start_inference
+from tests.inference.house import Held, hang_up_on
 from tests.support.ports import free_port
-from tests.support.waiting import until
+from tests.support.served import Served
 
 PROMPT = "12+3-5?"
 pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
@@ -110,11 +113,15 @@ def test_a_text_is_continued_with_log_probabilities_n_stop_and_seed(
         assert "".join(told.tokens or []) == choice.text
         assert len(told.token_logprobs or []) == len(told.tokens or [])
         assert all(len(top) >= 2 for top in told.top_logprobs or [])
-    texts = ["", "", ""]
+    texts, offsets = ["", "", ""], [[], [], []]  # type: ignore[var-annotated]
     for chunk in client.completions.create(stream=True, **asked):
         for piece in chunk.choices:
             texts[piece.index] += piece.text
+            offsets[piece.index] += (piece.logprobs and piece.logprobs.text_offset) or []
     assert texts == [choice.text for choice in whole.choices]
+    assert offsets == [c.logprobs and c.logprobs.text_offset for c in whole.choices]
+    assert offsets[0] == sorted(offsets[0])
+    assert offsets[0][-1] > 0
     first = whole.choices[0].text
     stop = first[1:3]
     cut = client.completions.create(**{**asked, "n": 1, "stop": [stop]})
@@ -192,22 +199,18 @@ def test_paths_and_methods_that_are_not_there_have_openais_body(service: Service
         assert set(body["error"]) >= {"message", "type", "param", "code"}
 
 
-def idle(inference: str) -> bool:
-    health = httpx.get(f"{inference}/health", timeout=60).json()
-    return not (health["running"] or health["waiting"])
-
-
-def test_a_client_that_hangs_up_stops_the_writing(service: Service, inference: str) -> None:
-    body = {"model": "bridge-tiny", "prompt": "1", "temperature": 1.0, "n": 16, "max_tokens": 250}
-    for stream in (True, False):
-        try:
-            with httpx.stream(
-                "POST", f"{service.url}/generate", json=body | {"stream": stream}, timeout=2
-            ) as answer:
-                next(answer.iter_bytes())
-        except httpx.ReadTimeout:
-            pass
-        until(lambda: idle(inference), 30, "it is still being written")  # before it would be done
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_stops_the_writing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    inference = create_inference(materialize_model, device="cpu")
+    body = {"model": "bridge-tiny", "prompt": "1", "temperature": 1.0, "n": 4, "max_tokens": 250}
+    with Served(inference) as server:
+        served = settings.model_copy(update={"inference_url": server.url})
+        with Service(served) as service:
+            said(service, model="bridge-tiny", prompt=PROMPT, max_tokens=1)  # it is loaded
+            held = Held(inference, monkeypatch, after=1)
+            assert hang_up_on(held, service.url, "/generate", **body, stream=stream)
 
 
 def test_a_backend_that_dies_in_a_stream_ends_it_clearly_and_loses_nothing(

@@ -19,7 +19,7 @@ import pytest
 from service.generate.backend import loaded_name
 from service.settings import Settings
 from tests.api.conftest import problem
-from tests.api.house import House, Served, Service
+from tests.api.house import House, Service
 from tests.api.vllm_house import (
     KEPT,
     KEY,
@@ -37,6 +37,7 @@ from tests.api.vllm_house import (
     vllm,
 )
 from tests.support.fake_vllm import CANARY, PATHS, FakeVllm
+from tests.support.served import Served
 from tests.support.waiting import until
 
 __all__ = ["house", "served", "service", "vllm"]  # fixtures

@@ -21,7 +21,7 @@ from service.generate.backend import loaded_name
 from service.generate.vllm import VllmBackend
 from service.settings import Settings
 from tests.api.conftest import problem
-from tests.api.house import House, Served, Service
+from tests.api.house import House, Service
 from tests.api.vllm_house import (
     KEPT,
     KEY,
@@ -39,6 +39,7 @@ from tests.api.vllm_house import (
     vllm,
 )
 from tests.support.fake_vllm import CANARY, FakeVllm, logprobs_of
+from tests.support.served import Served
 from tests.support.waiting import until
 
 __all__ = ["house", "served", "service", "vllm"]  # fixtures

@@ -18,8 +18,9 @@ from service.generate import vllm as vllm_backend
 from service.generate.vllm import VllmBackend
 from service.settings import Settings
 from service.store import AdapterRow
-from tests.api.house import House, Served, Service
+from tests.api.house import House, Service
 from tests.support.fake_vllm import CANARY, FakeVllm, logprobs_of
+from tests.support.served import Served
 
 KEY = "a key of vLLM's"
 KEPT = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from httpx import URL
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from inference.batch import Batch
-from tests.support.waiting import until
+from inference.requests import Generation
+from tests.support.waiting import PATIENCE, until
 
 ALPHABET = "0123456789+-*()=,#?"
 
@@ -73,7 +76,7 @@ def load(client: Any, name: str, path: Path, base: str | None = None) -> Any:
     return client.post("/v1/load_lora_adapter", json=body)
 
 
-def complete(client: Any, model: str, prompt: str = "12+3-5?", **fields: Any) -> Any:
+def complete(client: Any, model: str, prompt: str | list[str] = "12+3-5?", **fields: Any) -> Any:
     body = {"model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0} | fields
     return client.post("/v1/completions", json=body)
 
@@ -103,21 +106,57 @@ def reference(house: Path, base: str, adapter: str | None, prompt: str = "12+3-5
 class Held:
     """Keeps the thread that computes from going on until `release`."""
 
-    def __init__(self, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, app: Any, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+        """`after`: so many tokens of each row are written first."""
         self.running, self._release = threading.Event(), threading.Event()
-        advance = Batch.advance
+        self.generations: set[Generation] = set()
+        """Those that had been sent when it held."""
+        self.written = 0
+        """Tokens, of all rows."""
+        advance, took, left = Batch.advance, Batch._took, after
 
         def held(batch: Batch, tell: Any) -> None:
-            self.running.set()
-            self._release.wait(60)
+            nonlocal left
+            if left:
+                left -= 1
+            else:
+                self.generations |= {*batch.waiting, *batch.running()}
+                self.running.set()
+                if not self._release.wait(60):
+                    self.release()  # the test has failed; it is to end too
             advance(batch, tell)
 
+        def counted(batch: Batch, *row_and_token: Any) -> bool:
+            self.written += 1
+            return took(batch, *row_and_token)
+
         monkeypatch.setattr(Batch, "advance", held)
+        monkeypatch.setattr(Batch, "_took", counted)
         self.release = self._release.set
         self.scheduler = app.state.scheduler
 
     def waiting(self, count: int) -> None:
         until(lambda: self.scheduler.figures()["waiting"] >= count)
+
+    def ended(self) -> None:
+        until(lambda: not any(self.scheduler.figures().values()))
+
+
+def hang_up_on(held: Held, url: str, path: str, **body: Any) -> int:
+    """Asks, leaves while the answer is held, and lets go on what is left of it. So many tokens were
+    written; checked is that none of them came afterwards."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((URL(url).host, URL(url).port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        assert held.running.wait(PATIENCE)
+        written = held.written
+    until(lambda: all(generation.cancelled for generation in held.generations))
+    held.release()
+    held.ended()
+    assert held.generations
+    assert held.written == written
+    return written
 
 
 def loaded(client: Any) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bridge_engine.errors import EngineError
 from inference.app import create_app
 from tests.inference.house import (
     complete,
@@ -110,6 +111,20 @@ def test_missing_path_and_wrong_base_are_refused_with_the_reason(
     unknown = load(client, "X@1", house / "one", base="plain-but-not")
     assert unknown.status_code in (400, 404)
     assert client.get("/v1/models").json()["data"] == []
+
+
+@pytest.mark.parametrize(("later", "status"), [(True, 503), (False, 500)])
+def test_a_base_that_cannot_be_had_is_not_what_was_asked_wrongly(
+    house: Path, later: bool, status: int
+) -> None:
+    def materialize(name: str) -> Path:
+        raise EngineError("the hub is silent", code="model_unavailable", retryable=later)
+
+    with serving(create_app(materialize, device="cpu")) as client:
+        for refused in (load(client, "J@1", house / "one"), complete(client, "plain")):
+            assert refused.status_code == status
+            assert refused.json()["error"]["message"] == "the hub is silent"
+            assert ("Retry-After" in refused.headers) == later
 
 
 def test_pickled_weights_are_never_read(client: Any, house: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inference.app import create_app
+from inference.schemas import MOST_CHOICES
 from tests.inference.house import (
     CONTEXT,
     Held,
@@ -32,6 +33,12 @@ def test_seed_fixes_sampling_and_n_gives_that_many(client: Any) -> None:
     assert len({choice["text"] for choice in first}) > 1
     other = complete(client, "plain", **(ask | {"seed": 8})).json()["choices"]
     assert other != first
+
+
+def test_without_a_seed_each_request_draws_anew(client: Any) -> None:
+    ask = {"temperature": 1.0, "n": 8, "seed": None}
+    first, second = (complete(client, "plain", **ask).json()["choices"] for _ in range(2))
+    assert [choice["text"] for choice in first] != [choice["text"] for choice in second]
 
 
 def test_tiny_top_p_is_greedy(client: Any) -> None:
@@ -119,6 +126,23 @@ def test_full_queue_answers_429_with_a_time_to_come_back(
         assert int(refused.headers["Retry-After"]) > 0
         assert first.result().status_code == 200
         assert complete(client, "plain").status_code == 200
+
+
+def test_a_request_of_many_prompts_is_one_in_line(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it could not be had while any other waits, and nobody else while it does."""
+    app = create_app(lambda name: house / name, waiting=3, device="cpu")
+    with serving(app) as client, ThreadPoolExecutor(3) as pool:
+        held = Held(app, monkeypatch)
+        prompts = ["1+1?"] * MOST_CHOICES
+        answers = []
+        for prompt in ("1+1?", prompts, "2+2?"):
+            answers.append(pool.submit(complete, client, "plain", prompt))
+            held.waiting(len(answers))
+        assert complete(client, "plain").status_code == 429
+        held.release()
+        assert [len(a.result().json()["choices"]) for a in answers] == [1, len(prompts), 1]
 
 
 def test_waiting_generations_never_keep_the_health_check_waiting(

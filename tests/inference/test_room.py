@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from inference.app import create_app
+from inference.errors import said
 from inference.folders import bytes_of
 from inference.limits import Limits
 from tests.inference.house import (
@@ -181,11 +182,25 @@ def test_memory_bounds_what_is_loaded(house: Path) -> None:
         for name in ("plain", "chatty"):  # one fits, two do not
             assert complete(client, name).status_code == 200
             assert loaded(client) == {name}
-    small = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size - 1))
-    with serving(small) as client:
-        refused = complete(client, "plain")
-        assert refused.status_code == 400
-        assert "BRIDGE_INFERENCE_MEMORY_GB" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_what_is_larger_than_all_the_memory_is_refused_in_figures(house: Path, more: int) -> None:
+    size = bytes_of(house / "plain", torch.float32)
+    app = create_app(lambda name: house / name, device="cpu", limits=Limits(memory=size + more))
+    with serving(app) as client:  # either the base is too large, or an adapter with it
+        refused = load(client, "J@1", house / "one")
+        assert refused.status_code == 507
+        message = refused.json()["error"]["message"]
+        assert "BRIDGE_INFERENCE_MEMORY_GB" in message
+        assert f"may use {size / 1e6:.2f} MB" in message
+        assert complete(client, "plain").status_code == (507 if more < 0 else 200)
+
+
+def test_a_size_is_told_in_the_unit_that_shows_it() -> None:
+    assert [said(n) for n in (70_400, 999_000_000, 1_540_000_000)] == [
+        *("0.07 MB", "999.00 MB", "1.54 GB")
+    ]
 
 
 def test_a_name_that_is_no_model_makes_nobody_leave(client: Any, house: Path) -> None:
