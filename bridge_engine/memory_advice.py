@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import errno
+
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.job_spec import JobSpec
 from bridge_engine.spec import TrainSpec
 
+SAID_SO = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What a plain RuntimeError of torch's says where memory has run out outside its CUDA allocator."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, CUDA's and the CPU's way of saying so; the last is a plain RuntimeError."""
+    """Python's, the system's, torch's and CUDA's ways of saying so."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID_SO)
 
 
-def out_of_memory(spec: JobSpec) -> EngineError:
-    """The error that says what to lower, the cheapest first."""
+def out_of_memory(spec: JobSpec, step: int | None = None) -> EngineError:
+    """The error that says what to lower, the cheapest first. `step` (from 1): where it ran out."""
     found = levers(spec)
-    return EngineError(
+    error = EngineError(
         f"memory ran out; {memory_advice(spec)}",
         code="out_of_memory",
         category="oom",
         param=found[0][0] if found else "model",
     )
+    error.step = step
+    return error
 
 
 def levers(spec: JobSpec) -> list[tuple[str, str]]:

@@ -73,6 +73,8 @@ def run(spec_path: Path, directory: Path) -> int:
         try:
             return _run(read_spec(spec_path, directory), directory, events, stop, world)
         except EngineError as error:  # explains itself: a traceback would only bury it
+            if error.category == "oom":  # but for the sizes, which are in it
+                traceback.print_exc()
             print(error.message, file=sys.stderr)
             failure = _as_event(error)
         except BaseException as error:
@@ -114,7 +116,6 @@ def _run(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        traceback.print_exc()  # it has the sizes
         raise out_of_memory(spec) from error
 
 

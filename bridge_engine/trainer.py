@@ -16,6 +16,7 @@ from bridge_engine.events import Done, EventWriter, Log, Metric, Phase, Resume, 
 from bridge_engine.exploration import Explorer
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.initial_parameters import FOLDER
+from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
 from bridge_engine.methods import make_method
 from bridge_engine.metrics import Metrics
 from bridge_engine.parameters import ParameterSet
@@ -166,18 +167,22 @@ class Trainer:
         return progress
 
     def _advance(self, progress: Progress) -> Metrics:
-        """One step and, where one is due, an evaluation."""
-        began = time.monotonic()
+        """One step and, where one is due, an evaluation. What goes wrong says in which step."""
+        began, step = time.monotonic(), progress.step + 1
         try:
             metrics = self._step(progress)
+            progress.step = step
+            metrics["time/step"] = time.monotonic() - began
+            every = self.spec.eval.every
+            if self._is_last(progress) or (every and step % every == 0):
+                metrics |= self._evaluate(progress)
         except EngineError as error:
-            error.step = progress.step + 1
+            error.step = step
             raise
-        progress.step += 1
-        metrics["time/step"] = time.monotonic() - began
-        every = self.spec.eval.every
-        if self._is_last(progress) or (every and progress.step % every == 0):
-            metrics |= self._evaluate(progress)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(self.spec, step) from error
         progress.seconds += time.monotonic() - began
         return metrics
 

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.evaluation.job import Evaluation
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader, EventWriter
 from bridge_engine.job_spec import fill, parse_spec
 from bridge_engine.methods import METHODS
+from bridge_engine.policy import Policy
+from bridge_engine.run import read_spec
 from bridge_engine.tensor_files import load_tensors
 from tests.support.waiting import gone, until
 
@@ -134,6 +137,8 @@ SPECS = {
     "bridge": {"method": "bridge", "runtime": {"micro_batch": 2}},
     "hpt": {"method": "hpt"},
     "relift": {"method": {"name": "relift", "buffer": 2}},
+    "luffy": {"method": "luffy"},
+    "srft": {"method": "srft"},
     "full": {
         "method": "bridge",
         "student": "full",
@@ -188,6 +193,30 @@ def test_two_processes_train_what_one_does(trained, name):
     ]
     assert answers[0] == answers[1]
     assert len(list(two.judged.iterdir())) == 2
+
+
+def test_the_model_that_two_processes_export_is_the_policy_they_trained(trained):
+    """A full student's, from shards: under transformers it is what the saved parameters are."""
+    _, two = trained["full"]
+    spec = read_spec(two.spec)
+    policy = Policy.load(spec.model, spec.lora, spec.runtime, spec.student)
+    tokens = torch.arange(2, 50).reshape(4, 12)
+
+    def logprobs(model):
+        with torch.no_grad():
+            return model(tokens).logits.log_softmax(-1)
+
+    untrained, saved = logprobs(policy.model), two.tensors(2)
+    for name in ("student", "teacher"):
+        policy.add(name, spec.seed)
+        with torch.no_grad():
+            for index, parameter in enumerate(policy.parameters(name)):
+                parameter.copy_(saved[f"{name}/{index}/value"])
+    with policy.using("student", "teacher"):
+        expected = logprobs(policy.model)
+    exported = AutoModelForCausalLM.from_pretrained(two.directory / "models" / "step-000002")
+    torch.testing.assert_close(logprobs(exported), expected, atol=1e-4, rtol=0)
+    assert (untrained - expected).abs().max() > 0.01
 
 
 # --------------------------------------------------------------------------- as itself

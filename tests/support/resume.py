@@ -18,16 +18,18 @@ class Killed(BaseException):
     """What SIGKILL is to a process: nothing runs after it."""
 
 
-def assert_resumes_bitwise(folder, method, interruptions, world=None):
+def assert_resumes_bitwise(folder, method, interruptions, world=None, **changes):
     """Trains by the method straight on, and again with each of these interruptions (`stopped` or
     `killed`, after so many steps), in folders under `folder`. Every rank of `world` calls it."""
     world = world or World()
     changes = {
-        "method": {"name": method, "buffer": 3} if method == "relift" else method,
+        "method": {"name": method, "buffer": 2} if method == "relift" else method,
         "data": {"prompts": FOUR, "demos": FOUR},
         "steps": STEPS,
+        "seed": 3,  # by which the group that fails is another problem's, two steps in a row
         "eval": {"every": 1},  # which shows samples of every step
         "checkpoint": {"every": 2},
+        **changes,
     }
 
     def made(name, stop=lambda: False):
@@ -38,6 +40,9 @@ def assert_resumes_bitwise(folder, method, interruptions, world=None):
 
     straight = made("straight")
     assert straight.run()
+    if method == "relift" and world.is_first:
+        # either side of the third step a lesson, and after it a problem that waits for the second
+        assert [row["buffer"] for row in figures(straight)] == [1, 0, 1, 0]
     for how, steps in interruptions:
         name = f"{how}-{steps}"
         first = made(name, _after(steps, how))
@@ -54,9 +59,7 @@ def assert_resumes_bitwise(folder, method, interruptions, world=None):
         if world.is_first:  # the one that writes
             assert figures(second) == figures(straight)
             assert samples(second) == samples(straight)
-            export = f"step-{STEPS:06d}/adapter_model.safetensors"
-            again, once = (made.state.exports / export for made in (second, straight))
-            assert again.read_bytes() == once.read_bytes()
+            assert files(second) == files(straight)
 
 
 def _after(steps, how):
@@ -73,6 +76,15 @@ def _after(steps, how):
         return True
 
     return stop
+
+
+def files(made):
+    """Every tensor file of the last step by its place, as bytes: the state and what is exported."""
+    root = made.state.root
+    found = root.glob(f"*/step-{STEPS:06d}*/*.safetensors")
+    contents = {str(file.relative_to(root)): file.read_bytes() for file in found}
+    assert {name.partition("/")[0] for name in contents} > {"checkpoints"}
+    return contents
 
 
 def figures(made):

@@ -1,8 +1,14 @@
 """When memory runs out, the error names what is left to lower, the cheapest first."""
 
+import errno
+import os
+import signal
+
 import pytest
 import torch
 
+from bridge_engine import run
+from bridge_engine.events import EXIT_FAILED, EventReader
 from bridge_engine.memory_advice import is_out_of_memory, levers, memory_advice, out_of_memory
 from bridge_engine.methods.bridge import BridgeOptions
 from bridge_engine.spec import TrainSpec
@@ -18,6 +24,35 @@ def test_an_allocation_that_the_machine_refuses_is_recognised():
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+    ids=["CUDA", "driver", "cuBLAS", "cuDNN", "system"],
+)
+def test_memory_that_runs_out_outside_torchs_allocator_is_recognised(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("CUDA error: out of memory"),
+    ],
+    ids=["access", "cuBLAS", "disk", "a value"],
+)
+def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
+    assert not is_out_of_memory(error)
+
+
 def test_the_error_names_the_first_field_to_lower():
     error = out_of_memory(tiny_spec(BridgeOptions()))
     assert (error.category, error.code, error.param) == (
@@ -26,6 +61,24 @@ def test_the_error_names_the_first_field_to_lower():
         "runtime.micro_batch",
     )
     assert "runtime.gradient_checkpointing: set to true" in error.message
+
+
+def test_the_jobs_error_names_the_step_and_its_log_has_the_sizes(tmp_path, monkeypatch, capsys):
+    def train(spec, *_):
+        try:
+            raise RuntimeError("CUDA error: out of memory: tried 3 GiB")
+        except RuntimeError as error:
+            raise out_of_memory(spec, 7) from error
+
+    monkeypatch.setattr(run, "_run", train)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    spec = tmp_path / "spec.json"
+    spec.write_text(tiny_spec(BridgeOptions()).model_dump_json(by_alias=True))
+    assert run.run(spec, tmp_path / "run") == EXIT_FAILED
+    (failure,) = EventReader(tmp_path / "run" / "events.jsonl").read()
+    assert (failure.code, failure.category, failure.step) == ("out_of_memory", "oom", 7)
+    assert failure.message.startswith("at step 7: memory ran out; try in this order: runtime.")
+    assert "tried 3 GiB" in capsys.readouterr().err
 
 
 def test_memory_advice_names_what_is_left_to_lower_cheapest_first():

@@ -150,6 +150,8 @@ def test_a_step_of_which_every_completion_is_cut_off_does_not_fail(trainer, meth
     assert all(math.isfinite(v) for v in metrics.values())
     if masked:
         assert metrics["objective/student"] == 0
+    (warning,) = warnings(made)
+    assert warning.startswith("none of the 12 completions of step 1 came to an end: no '<eos>'")
 
 
 # --------------------------------------------------------------------------- empty completions
@@ -256,6 +258,21 @@ def test_a_gradient_of_nan_moves_nothing_and_leaves_nothing_behind(trainer):
         assert all(torch.equal(a, b) for a, b in zip(now, values, strict=True)), name
         assert all(t.grad is None for t in now)
         assert not made.sets[name].optimizer.state
+
+
+@pytest.mark.parametrize("where", ["_step", "_evaluate"])
+def test_memory_that_runs_out_is_told_with_the_step_it_ran_out_in(trainer, monkeypatch, where):
+    made = trainer(method="sft", steps=4, eval={"every": 2})
+    progress = Progress()
+    made._advance(progress)
+
+    def fail(_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(made, where, fail)
+    with pytest.raises(EngineError, match="memory ran out") as failure:
+        made._advance(progress)
+    assert (failure.value.code, failure.value.step) == ("out_of_memory", 2)
 
 
 # --------------------------------------------------------------------------- what is said aloud

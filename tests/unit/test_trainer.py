@@ -199,3 +199,20 @@ def test_every_method_resumes_bitwise(tmp_path, method):
     """In one process, at every step; `tests/engine` kills whole processes."""
     interruptions = [(how, steps) for how in ("stopped", "killed") for steps in (1, 3)]
     assert_resumes_bitwise(tmp_path, method, interruptions)
+
+
+def test_a_full_student_resumes_bitwise(tmp_path):
+    interruptions = [("stopped", 1), ("killed", 3)]
+    assert_resumes_bitwise(tmp_path, "bridge", interruptions, student="full")
+
+
+def test_a_full_student_with_its_knobs_turned_resumes_bitwise(tmp_path):
+    """In the middle of its warmup, with a reference that is the base as it was."""
+    assert_resumes_bitwise(
+        tmp_path,
+        {"name": "bridge", "shadow_ema": 0.3},
+        [("killed", 3)],
+        student="full",
+        rl={"inner_epochs": 2, "importance_correction": "truncated", "kl_coef": 0.05},
+        optimizer={"warmup_steps": 6},
+    )

@@ -118,26 +118,33 @@ EVALUATION = EvaluationSpec.model_validate(
 )
 
 
-def serving(policy, asked):
-    """A server of the policy's base; `asked` gets the path and the model of every request."""
+def serving(policy, asked, adapters=None):
+    """A server of the policy's base; `asked` gets the path and the model of every request.
+
+    It takes any adapter, and answers in its name with these sets of the policy; None: takes none.
+    """
+
+    def logprobs(model, tokens):
+        return trainer_logprobs(policy, () if model == "served" else adapters, tokens).tolist()
 
     def answer(request):
         path, body = request.url.path, json.loads(request.read() or b"{}")
         asked.append((path, body.get("model")))
         if path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "served", "max_model_len": 64}]})
+        if path.endswith("load_lora_adapter") and adapters is not None:
+            return httpx.Response(200, text="done")
         if path != "/v1/completions":
             return httpx.Response(404, json={"error": "no adapters here"})
         if "prompt_logprobs" in body:
-            scored = trainer_logprobs(policy, (), body["prompt"]).tolist()
+            scored = logprobs(body["model"], body["prompt"])
             marked = [
                 {str(token): {"logprob": p}}
                 for token, p in zip(body["prompt"][1:], scored, strict=True)
             ]
             return httpx.Response(200, json={"choices": [{"prompt_logprobs": [None, *marked]}]})
         drawn = [5] * body["max_tokens"]
-        whole = [*body["prompt"], *drawn]
-        ours = trainer_logprobs(policy, (), whole)[-len(drawn) :].tolist()
+        ours = logprobs(body["model"], [*body["prompt"], *drawn])[-len(drawn) :]
         choice = {"token_ids": drawn, "logprobs": {"token_logprobs": ours}}
         return httpx.Response(200, json={"choices": [{**choice, "finish_reason": "length"}]})
 
@@ -175,6 +182,49 @@ def test_errors_name_the_field_of_the_spec_that_asked(tmp_path):
     with pytest.raises(EngineError, match=r"lower sampling\.max_new_tokens") as caught:
         sampler.sample([[3]], SamplingParams(64, temperature=0))
     assert caught.value.param == "sampling.max_new_tokens"
+
+
+# --------------------------------------------------------------------------- of adapters
+
+NAMES = ("student", "teacher")
+TRAINING = tiny_spec("bridge", device="cpu")
+
+
+def take_a_small_step(policy):
+    """One that moves the probe less than a server may be off."""
+    with torch.no_grad():
+        policy.adapters.parameters("student")[1].add_(2e-4)
+
+
+def test_a_server_that_takes_up_every_sync_passes(tmp_path):
+    policy, served = (random_policy(*NAMES, dtype=torch.float32) for _ in range(2))
+    server = serving(served, [], NAMES)
+    sampler = VllmSampler(policy, NAMES, TRAINING, tmp_path / "vllm", server)
+    for step in range(3):
+        assert sampler.sync(step)["vllm/probe"] < 1e-5
+        take_a_small_step(policy)
+        take_a_small_step(served)
+
+
+def test_a_server_that_keeps_the_base_stops_the_run(tmp_path):
+    policy = random_policy(*NAMES, dtype=torch.float32)
+    sampler = VllmSampler(policy, NAMES, TRAINING, tmp_path / "vllm", serving(policy, [], ()))
+    with pytest.raises(EngineError, match="nearer to those of the base") as caught:
+        sampler.sync(0)
+    assert (caught.value.code, caught.value.category) == ("stale_weights", "infra")
+
+
+def test_a_server_that_keeps_the_last_sync_stops_the_run(tmp_path):
+    policy, served = (random_policy(*NAMES, dtype=torch.float32) for _ in range(2))
+    server = serving(served, [], NAMES)
+    sampler = VllmSampler(policy, NAMES, TRAINING, tmp_path / "vllm", server)
+    sampler.sync(0)
+    take_a_small_step(policy)
+    moved = (sampler._ours(NAMES, sampler.prompt) - sampler.others["the last sync"]).abs().mean()
+    assert moved < EXACT.mean, "so that nothing but the comparison can tell"
+    with pytest.raises(EngineError, match="nearer to those of the last sync") as caught:
+        sampler.sync(1)
+    assert (caught.value.code, caught.value.category) == ("stale_weights", "infra")
 
 
 # --------------------------------------------------------------------------- the wire
