@@ -9,7 +9,7 @@ become void take the rollups they are in with them, in the same transaction.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -109,16 +109,16 @@ def roll_up(
     if late < job.rolled_steps:
         void(session, job, late)
     end = reached // FINEST * FINEST
-    while job.progress_step - job.rolled_steps > SLICE and job.rolled_steps + SLICE < end:
-        stop = job.rolled_steps + SLICE
-        _close(session, job, _written(session, job, stop), stop)
-    if job.rolled_steps >= end:
-        return
-    figures = _written(session, job, min(end, job.progress_step + 1))
-    for (key, step), value in points.items():
-        if job.rolled_steps <= step < end:
-            figures[key][step] = value
-    _close(session, job, figures, end)
+    keys = {*job.latest, *(key for key, _ in points)}
+    while job.rolled_steps < end:
+        stop = end
+        if job.progress_step - job.rolled_steps > SLICE:
+            stop = min(end, job.rolled_steps + SLICE)
+        figures = _written(session, job, min(stop, job.progress_step + 1))
+        for (key, step), value in points.items():
+            if job.rolled_steps <= step < stop:
+                figures[key][step] = value
+        _close(session, job, keys, figures, stop)
 
 
 def void(session: Session, job: JobRow, step: int) -> None:
@@ -150,10 +150,14 @@ def _written(session: Session, job: JobRow, stop: int) -> dict[str, dict[int, fl
 
 
 def _close(
-    session: Session, job: JobRow, figures: Mapping[str, Mapping[int, float | None]], stop: int
+    session: Session,
+    job: JobRow,
+    keys: Collection[str],
+    figures: Mapping[str, Mapping[int, float | None]],
+    stop: int,
 ) -> None:
     """Writes the rows of all buckets, of every level, that have not closed yet and end by `stop`;
-    `figures` are all points of them."""
+    `figures` are all points of them, `keys` all names that the job's points have."""
     start, job.rolled_steps = job.rolled_steps, stop
     closed: dict[str, dict[int, Summary]] = {}
     rows: list[tuple[Any, ...]] = []
@@ -168,7 +172,7 @@ def _close(
         if first == end:
             break
         ratio = level // finer
-        parts = _summaries(session, job, finer, first * ratio, start // finer)
+        parts = _summaries(session, job, keys, finer, first * ratio, start // finer)
         for key, summaries in closed.items():
             parts[key].update(summaries)
         closed = {}
@@ -183,7 +187,7 @@ def _close(
 
 
 def _summaries(
-    session: Session, job: JobRow, level: int, start: int, stop: int
+    session: Session, job: JobRow, keys: Collection[str], level: int, start: int, stop: int
 ) -> dict[str, dict[int, Summary]]:
     """Rows of a level that were written before, by key and bucket."""
     found: dict[str, dict[int, Summary]] = defaultdict(dict)
@@ -192,7 +196,7 @@ def _summaries(
     fields = [getattr(RollupRow, name) for name in Summary._fields]
     query = select(RollupRow.key, RollupRow.bucket, *fields).where(
         RollupRow.job_id == job.id,
-        RollupRow.key.in_(list(job.latest)),
+        RollupRow.key.in_(list(keys)),
         RollupRow.level == level,
         RollupRow.bucket >= start,
         RollupRow.bucket < stop,

@@ -141,6 +141,20 @@ def check_rollups(store: Store, job_id: str, series: Series) -> None:
     assert rolled >= greatest // LEVELS[0] * LEVELS[0], "all that has closed is summed up"
 
 
+@pytest.mark.parametrize("steps", [5, 40, 80])
+def test_a_late_figure_of_a_new_name_is_summed_up_however_far_behind_it_is(
+    store: Store, steps: int
+) -> None:
+    job_id = run_to(store, "running")
+    series: Series = defaultdict(dict)
+    history = [("run", steps, 900, ["kl"], [0.0]), ("again", 0.0, 1.0)]
+    history.append(("run", 1, 9, ["kl"], [1.0]))
+    for event in numbered(*told(history, series)):
+        store.append_events(job_id, 1, [event])
+    assert series["reward"] == {0: 1.0}
+    check_rollups(store, job_id, series)
+
+
 def test_a_resume_takes_what_was_summed_up_of_void_steps_along(store: Store) -> None:
     job_id = run_to(store, "running")
     first = [metric(step, reward=100.0 + step) for step in range(300)]
