@@ -36,6 +36,8 @@ GIVE_UP_AFTER = 4
 """Deaths of one child before the service was ever ready."""
 CANNOT_START = 2
 """The exit status of a child that has told in its log, in a sentence, why it cannot start."""
+UP_FD = "BRIDGE_UP_FD"
+"""The variable with the number of the descriptor into which a child may write that it is up."""
 READY_WITHIN = 180.0
 """Seconds; the first start on a slow disk reads a gigabyte of libraries."""
 POLITE = {"service": 15.0, "inference": 15.0}
@@ -60,19 +62,38 @@ class Child:
     log_begin: int = 0
     """Bytes of the log that were there before its last start."""
 
+    up: int | None = None
+    """Our end of the pipe into which it says that it is up."""
+
     def start(self) -> None:
+        if self.up is not None:
+            os.close(self.up)
+        self.up, its_end = os.pipe()
+        os.set_blocking(self.up, False)
         with self.log.open("ab") as log:
             self.log_begin = log.tell()
             self.popen = subprocess.Popen(
                 self.command,
-                env=self.environment,
+                env=self.environment | {UP_FD: str(its_end)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=[its_end],
                 process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
             )
+        os.close(its_end)
         self.born = time.monotonic()
         self.process = Process.of(self.popen.pid)
+
+    def is_up(self) -> bool:
+        """Has it said so, by a byte into BRIDGE_UP_FD? True once; for a child that serves no
+        address which could be asked."""
+        if self.up is None:
+            return False
+        try:
+            return bool(os.read(self.up, 1))
+        except BlockingIOError:
+            return False
 
     def said(self) -> str:
         """The end of what it has printed since its last start."""
@@ -143,11 +164,13 @@ class Supervisor:
             self.say(f"Stopped what a killed supervisor had left running: {', '.join(left)}")
         try:
             self._start(["service"])
-            self._until(f"{self.url}/healthz")  # it migrates the database; the others need that
+            self._until_well(f"{self.url}/healthz")  # it migrates the database for the others
             self._start([name for name in self.children if name != "service"])
-            self._until(f"{self.url}/readyz")
+            self._until_well(f"{self.url}/readyz")
             if "inference" in self.children:
-                self._until(f"{self.inference_url}/health")
+                self._until_well(f"{self.inference_url}/health")
+            worker = self.children["worker"]
+            self._until("the worker", lambda: None if worker.is_up() else "it has not said so")
             if not self.stopping:
                 self.ready = True
                 self._write()
@@ -174,22 +197,29 @@ class Supervisor:
             self.children[name].start()
         self._write()
 
-    def _until(self, url: str) -> None:
+    def _until_well(self, url: str) -> None:
         """Tends the children until `url` answers 200."""
-        deadline = time.monotonic() + READY_WITHIN
-        last: object = "no answer"
-        while not self.stopping:
-            self._tend()
+
+        def trouble() -> object:
             try:
                 answer = httpx.get(url, timeout=5, trust_env=False)  # ours: no proxy knows it
-                if answer.is_success:
-                    return
-                last = f"HTTP {answer.status_code} {answer.text[:300]}"
             except httpx.TransportError as error:
-                last = error
+                return error
+            return None if answer.is_success else f"HTTP {answer.status_code} {answer.text[:300]}"
+
+        self._until(url, trouble)
+
+    def _until(self, what: str, trouble: Callable[[], object]) -> None:
+        """Tends the children until there is no `trouble`."""
+        deadline = time.monotonic() + READY_WITHIN
+        while not self.stopping:
+            self._tend()
+            last = trouble()
+            if last is None:
+                return
             if time.monotonic() > deadline:
                 raise CannotStartError(
-                    f"{url} did not become healthy within {READY_WITHIN:g} s ({last}); "
+                    f"{what} did not get ready within {READY_WITHIN:g} s ({last}); "
                     f"the logs are in {self.home.logs}"
                 )
             time.sleep(0.2)

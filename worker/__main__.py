@@ -56,10 +56,18 @@ def main(arguments: list[str]) -> int:
     else:
         from worker.local import run_local
 
+        say_up()
         run_local(store, settings, stop)
     store.close()
     log.info("stopped", what=what)
     return 0
+
+
+def say_up() -> None:
+    """Tells the supervisor that started this process that nothing kept it from starting."""
+    if number := os.environ.pop("BRIDGE_UP_FD", ""):
+        with os.fdopen(int(number), "wb") as pipe:  # and closes it: it is no engine's to inherit
+            pipe.write(b"\n")
 
 
 if __name__ == "__main__":

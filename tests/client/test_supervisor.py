@@ -94,14 +94,15 @@ def test_a_child_that_cannot_start_ends_it_all_with_the_end_of_its_log(tmp_path:
     assert str(home.log("service")) in out
 
 
+@pytest.mark.parametrize("seconds", [0, 1.5])  # the others are up long before the latter
 @pytest.mark.parametrize("name", ["service", "worker", "inference"])
 def test_a_child_that_says_why_it_cannot_start_ends_it_all_at_once(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, seconds: float
 ) -> None:
     home = Home(tmp_path)
     home.create()
     home.log(name).write_text("of an earlier start\n")
-    with house(tmp_path, f"{name}=2") as (process, _):
+    with house(tmp_path, f"{name}=2:{seconds}") as (process, _):
         out, _ = process.communicate(timeout=30)
     assert process.returncode == 2
     assert out == "I cannot go on\n"

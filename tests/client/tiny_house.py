@@ -1,8 +1,8 @@
 """A supervisor over three tiny children instead of the real ones, for the tests of supervision.
 
-    python -m tests.client.tiny_house HOME PORT [CRASHER[=STATUS]]
+    python -m tests.client.tiny_house HOME PORT [CRASHER[=STATUS[:SECONDS]]]
 
-The child named CRASHER ends at once with status 3, or STATUS, every time.
+The child named CRASHER ends with status 3, or STATUS, at once or after SECONDS, every time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 signal.signal(signal.SIGTERM, lambda *_: (print("stopped politely", flush=True), os._exit(0)))
 print("started", flush=True)
+os.write(int(os.environ["BRIDGE_UP_FD"]), b"\\n")
 HTTPServer(("127.0.0.1", int(os.environ.get(sys.argv[1], 0))), Handler).serve_forever()
 """
 PORTS = {
@@ -30,7 +31,19 @@ PORTS = {
     "worker": "WORKER_PORT",
 }
 """The variable with the port each child listens on; a real worker has none, this one takes any."""
-CRASH = "print('I cannot go on', flush=True); raise SystemExit({})"
+CRASH = """
+import time
+time.sleep({seconds})
+print("I cannot go on", flush=True)
+raise SystemExit({status})
+"""
+
+
+def crash(argument: str) -> tuple[str, str]:
+    """A child's name, and the program that it is instead."""
+    name, _, how = argument.partition("=")
+    status, _, seconds = how.partition(":")
+    return name, CRASH.format(status=status or 3, seconds=seconds or 0)
 
 
 def main() -> int:
@@ -39,12 +52,9 @@ def main() -> int:
         if not mine:
             return 9
         supervisor = Supervisor(home, int(sys.argv[2]), say=lambda line: print(line, flush=True))
-        crashers = {
-            name: status or "3" for name, _, status in (a.partition("=") for a in sys.argv[3:])
-        }
+        crashes = dict(crash(argument) for argument in sys.argv[3:])
         for name, child in supervisor.children.items():
-            code = CRASH.format(crashers[name]) if name in crashers else SERVER
-            child.command = [sys.executable, "-c", code, PORTS[name]]
+            child.command = [sys.executable, "-c", crashes.get(name, SERVER), PORTS[name]]
         try:
             return supervisor.run()
         except CannotStartError as error:
