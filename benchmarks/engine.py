@@ -34,14 +34,14 @@ from typing import Any
 import psutil
 import torch
 
-from bridge_engine.compute import configure
 from bridge_engine.events import EventWriter, Metric
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
+from bridge_engine.process.compute import configure
 from bridge_engine.rewards import Verdict, Verifier
-from bridge_engine.run_state import Progress
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.run_state import Progress
 from bridge_engine.trainer import Trainer
 
 MEGABYTE = 2**20

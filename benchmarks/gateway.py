@@ -47,7 +47,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import servers
 from benchmarks.serving import PROMPTS, random_adapters
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 from service.generate.backend import loaded_name
 from service.settings import Settings
 from service.store import Store

@@ -68,10 +68,10 @@ def measure(options: argparse.Namespace) -> dict:
     """One pass, forward and backward, in this process: {bytes, seconds, grad}."""
     import torch
 
-    from bridge_engine import logprobs
+    from bridge_engine.forward import logprobs
+    from bridge_engine.forward.sequences import TokenSequence, pack, pad
     from bridge_engine.policy import Policy
-    from bridge_engine.sequences import TokenSequence, pack, pad
-    from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
+    from bridge_engine.spec.train import LoraSpec, RuntimeSpec, StudentSpec
 
     variant = {"chunks": True, "packed": False, "recompute": False, "full": False}
     variant |= VARIANTS[options.one]
@@ -119,7 +119,7 @@ def _naive(policy, batch):
     """(logprobs_BT,) from the logits of every token."""
     import torch
 
-    from bridge_engine.recomputation import recomputing
+    from bridge_engine.forward.recomputation import recomputing
 
     with recomputing(policy.module):
         logits_BLV = policy.module(input_ids=batch.tokens_RL, use_cache=False).logits

@@ -16,7 +16,7 @@ import torch
 
 from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, sample
-from bridge_engine.spec import LoraSpec, RuntimeSpec
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import httpx
 import psutil
 
 from bridge_engine import events as ev
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.settings import Settings
 from service.store import Store
 from service.store.migrate import upgrade

@@ -32,7 +32,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.servers import free_port, postgres, process  # noqa: E402
 from bridge_engine import events as ev  # noqa: E402
-from bridge_engine.spec import TrainSpec  # noqa: E402
+from bridge_engine.spec.train import TrainSpec  # noqa: E402
 from service.store import Store  # noqa: E402
 
 SPEC = {

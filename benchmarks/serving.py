@@ -27,7 +27,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.servers import inference
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 
 ADAPTERS = 8
 PROMPTS = [f"{i + 3}+{2 * i + 10}-{i}?" for i in range(32)]

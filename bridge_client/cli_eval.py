@@ -187,7 +187,7 @@ def answers(context: typer.Context, job_id: JobArgument) -> None:
 
 def _set(name: str, limit: int | None) -> dict[str, Any]:
     """A set by its short form, `gsm8k` or `gsm8k/train`, with a limit."""
-    from bridge_engine.spec import dataset_from_name
+    from bridge_engine.spec.train import dataset_from_name
 
     found: dict[str, Any] = dict(dataset_from_name(name))
     return found if limit is None else {**found, "limit": limit}

@@ -35,7 +35,7 @@ from bridge_client.models import (
 )
 
 if TYPE_CHECKING:
-    from bridge_engine.job_spec import JobSpec
+    from bridge_engine.spec.job import JobSpec
 
 
 class Client(Connection):

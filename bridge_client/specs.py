@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bridge_client.errors import SpecError
-from bridge_engine.spec_yaml import load_yaml
+from bridge_engine.spec.yaml import load_yaml
 
 if TYPE_CHECKING:
-    from bridge_engine.job_spec import JobSpec
-    from bridge_engine.spec_errors import FieldError
+    from bridge_engine.spec.errors import FieldError
+    from bridge_engine.spec.job import JobSpec
 
 
 def as_dict(spec: dict[str, Any] | JobSpec | str | Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def override(spec: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
 
 def problems(spec: dict[str, Any]) -> list[FieldError]:
     """Everything wrong with the spec that can be known without the service's data and models."""
-    from bridge_engine.job_spec import InvalidSpec, parse_spec
+    from bridge_engine.spec.job import InvalidSpec, parse_spec
 
     try:
         parse_spec(spec)
@@ -125,7 +125,7 @@ def _written_out(path: list[str], short: str) -> Any:
     if len(path) == 2 and path[0] == "data":
         from pydantic import TypeAdapter
 
-        from bridge_engine.spec import Dataset
+        from bridge_engine.spec.train import Dataset
 
         ref = TypeAdapter(Dataset).validate_python(short)
         return ref.model_dump(exclude_unset=True)

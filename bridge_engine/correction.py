@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import torch
 
+from bridge_engine.distributed.ranks import World
+from bridge_engine.distributed.sharding import whole
+from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.objectives import importance_weights
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
-from bridge_engine.sequences import TokenSequence, pad
-from bridge_engine.sharding import whole
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 
 
 @torch.no_grad()

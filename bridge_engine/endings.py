@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 
 SHARE = 0.5
 """Completions cut off, of all of a step, from which on it is worth a warning: half of the text that

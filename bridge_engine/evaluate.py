@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bridge_engine.scores import wilson_interval
+from bridge_engine.evaluation.scores import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from bridge_engine import lifeline
 from bridge_engine.errors import Category
+from bridge_engine.process import lifeline
 
 
 class _Event(BaseModel):

@@ -10,21 +10,21 @@ import torch
 
 from bridge_engine.correction import corrected
 from bridge_engine.data.example import Example
+from bridge_engine.data.training import TrainingData
+from bridge_engine.distributed.ranks import World
 from bridge_engine.evaluate import Score, score
 from bridge_engine.evaluation.answers import case_of
 from bridge_engine.evaluation.measuring import Examiner, check_finite, shown
 from bridge_engine.events import Event
+from bridge_engine.forward.sequences import TokenSequence
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
-from bridge_engine.rewarder import Rewarder
 from bridge_engine.rewards import Verdict, Verifier
+from bridge_engine.rewards.rewarder import Rewarder
 from bridge_engine.rollout import Completion, Sampler, SamplingParams
 from bridge_engine.seeding import epoch_draw, generator
-from bridge_engine.sequences import TokenSequence
-from bridge_engine.spec import TrainSpec
-from bridge_engine.training_data import TrainingData
+from bridge_engine.spec.train import TrainSpec
 
 
 class Explorer:

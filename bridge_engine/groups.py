@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bridge_engine.sequences import TokenSequence
+from bridge_engine.forward.sequences import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bridge_engine.spec import RlSpec
+from bridge_engine.spec.train import RlSpec
 
 Metrics = dict[str, float]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bridge_engine.distributed.sharding import like
 from bridge_engine.errors import EngineError, NonFinite
-from bridge_engine.sharding import like
-from bridge_engine.spec import OptimizerSpec
+from bridge_engine.spec.train import OptimizerSpec
 from bridge_engine.vector import Vector
 
 

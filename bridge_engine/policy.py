@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge_engine.adapters import AdaptedModel
-from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
-from bridge_engine.logits import check
-from bridge_engine.logprobs import completion_logprobs
-from bridge_engine.models import materialize_model
-from bridge_engine.norms import lighten
-from bridge_engine.sequences import MicroBatch
-from bridge_engine.sharing import sharing_of
-from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec
-from bridge_engine.template import end_tokens
+from bridge_engine.data.template import end_tokens
+from bridge_engine.forward.adapters import AdaptedModel
+from bridge_engine.forward.logits import check
+from bridge_engine.forward.logprobs import completion_logprobs
+from bridge_engine.forward.norms import lighten
+from bridge_engine.forward.sequences import MicroBatch
+from bridge_engine.forward.sharing import sharing_of
+from bridge_engine.models.folders import materialize_model
+from bridge_engine.models.loading import load_pretrained, resolve_device, resolve_dtype
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec, StudentSpec
 
 SMALL_MODEL = 20_000_000
 """Below this many parameters a second CPU thread costs more than it brings."""
@@ -60,7 +60,7 @@ class Policy:
         self.sharing = sharing_of(model)
         """What sharing a prompt among its completions costs; None where that cannot be."""
         self.sharded = False
-        """Has each rank but a share of a full student's weights (`bridge_engine.sharding`)?"""
+        """Has each rank but a share of a full student's weights (`distributed.sharding`)?"""
 
     @classmethod
     def load(

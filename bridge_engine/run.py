@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from bridge_engine import lifeline
+from bridge_engine.distributed.ranks import World, join
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.evaluation.presets import AdapterCard
@@ -35,12 +35,12 @@ from bridge_engine.events import (
     Log,
     Phase,
 )
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.job_spec import InvalidSpec, JobSpec, check, fill, parse_spec
-from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
-from bridge_engine.process_identity import ProcessIdentity
-from bridge_engine.ranks import World, join
-from bridge_engine.spec_yaml import load_yaml
+from bridge_engine.process import lifeline
+from bridge_engine.process.identity import ProcessIdentity
+from bridge_engine.process.memory import is_out_of_memory, out_of_memory
+from bridge_engine.spec.job import InvalidSpec, JobSpec, check, fill, parse_spec
+from bridge_engine.spec.yaml import load_yaml
+from bridge_engine.state.initial_parameters import FOLDER
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,9 +89,9 @@ def _run(
 ) -> int:
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
-    from bridge_engine.compute import configure, processor
     from bridge_engine.evaluation.job import Evaluation
-    from bridge_engine.spec_identity import spec_sha256
+    from bridge_engine.process.compute import configure, processor
+    from bridge_engine.spec.identity import spec_sha256
     from bridge_engine.trainer import Trainer
 
     environment = configure(spec, world)
@@ -203,7 +203,7 @@ class exclusive:
 
 def _as_event(error: BaseException) -> Failed:
     """An exception as the job's error: who is to act, and on what."""
-    from bridge_engine.checkpoint import is_disk_full
+    from bridge_engine.state.checkpoint import is_disk_full
 
     if isinstance(error, EngineError):
         where = "" if error.step is None else f"at step {error.step}: "

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from bridge_engine import objectives
+from bridge_engine.distributed.ranks import World
+from bridge_engine.distributed.sharding import empty_pass, is_shard
 from bridge_engine.errors import NonFinite
+from bridge_engine.forward.sequences import MicroBatch, TokenSequence, micro_batches
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.methods import Exploration, Gradient, Imitation, Method
 from bridge_engine.metrics import Metrics
 from bridge_engine.objectives import StepTotals, group_advantages
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
-from bridge_engine.sequences import MicroBatch, TokenSequence, micro_batches
-from bridge_engine.sharding import empty_pass, is_shard
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from bridge_engine.vector import Vector
 
 

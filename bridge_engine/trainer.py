@@ -9,28 +9,28 @@ from typing import Literal
 
 import torch
 
-from bridge_engine import failpoints
+from bridge_engine.data.template import resolve_template
+from bridge_engine.data.training import TrainingData
+from bridge_engine.distributed.ranks import World
+from bridge_engine.distributed.sharding import is_shard, shard
 from bridge_engine.endings import ending_warning
 from bridge_engine.errors import EngineError, NonFinite
 from bridge_engine.events import Done, EventWriter, Log, Metric, Phase, Resume, Stopped
 from bridge_engine.exploration import Explorer
 from bridge_engine.groups import RolloutGroup
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.memory_advice import is_out_of_memory, out_of_memory
 from bridge_engine.methods import make_method
 from bridge_engine.metrics import Metrics
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
+from bridge_engine.process import failpoints
+from bridge_engine.process.memory import is_out_of_memory, out_of_memory
 from bridge_engine.rewards import Verifier
 from bridge_engine.rollout import make_sampler
-from bridge_engine.run_state import Progress, RunState
 from bridge_engine.seeding import epoch_draw, generator
-from bridge_engine.sharding import is_shard, shard
-from bridge_engine.spec import TrainSpec
-from bridge_engine.template import resolve_template
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.initial_parameters import FOLDER
+from bridge_engine.state.run_state import Progress, RunState
 from bridge_engine.token_objectives import TokenObjectives
-from bridge_engine.training_data import TrainingData
 
 UNJUDGED_WARNING = 0.05
 """Share of a step's answers that the verifier may fail to judge before it is said aloud."""

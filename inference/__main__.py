@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     import uvicorn
     from transformers.utils.logging import disable_progress_bar
 
-    from bridge_engine.models import materialize_model
+    from bridge_engine.models.folders import materialize_model
     from bridge_http.heads import HTTP
     from inference.app import GRACE_SECONDS, create_app
 

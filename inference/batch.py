@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from bridge_engine.logits import head_logits
+from bridge_engine.forward.logits import head_logits
 from bridge_engine.rollout.decoding import decoding, is_plain
 from inference.cache import RowsCache, copies_of
 from inference.errors import InferenceError

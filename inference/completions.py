@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bridge_engine.template import render_chat
+from bridge_engine.data.template import render_chat
 from inference.errors import InferenceError
 from inference.registry import Adapter, Base, Registry
 from inference.requests import Completion, Generation, Update, collected

@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bridge_engine import logits
+from bridge_engine.data.template import end_tokens
 from bridge_engine.errors import EngineError
-from bridge_engine.template import end_tokens
+from bridge_engine.forward import logits
 from inference.batch import Batch
 from inference.errors import InferenceError, not_found, not_had, too_large
 from inference.folders import bytes_of, check_model, checked_base

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service import errors, health
 from service.adapters import aliases
 from service.adapters import routes as adapters

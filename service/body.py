@@ -10,8 +10,8 @@ import yaml
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from bridge_engine.spec_errors import field_errors
-from bridge_engine.spec_yaml import load_yaml
+from bridge_engine.spec.errors import field_errors
+from bridge_engine.spec.yaml import load_yaml
 from service.errors import ApiError, invalid_fields
 
 MAX_BYTES = 1_000_000

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
 from service import openai_errors
 from service.settings import Settings
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable

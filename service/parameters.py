@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
-from bridge_engine.spec_errors import FieldError, unknown_name
+from bridge_engine.spec.errors import FieldError, unknown_name
 from service.errors import ApiError, invalid_fields
 from service.store import NotFound
 

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bridge_engine import failpoints
 from bridge_engine.errors import EngineError
 from bridge_engine.events import Done, Failed
+from bridge_engine.process import failpoints
 from service.settings import Settings
 from service.store import Claim, JobRow, StaleAttempt, Store, StoreUnavailable, breakdown
 from service.store.queues import NO_ROOM

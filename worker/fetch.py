@@ -13,10 +13,10 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of, step_of
 from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.events import EventReader, Log, parse
-from bridge_engine.initial_parameters import FOLDER
+from bridge_engine.state.checkpoint import MANIFEST, is_whole, newest_whole, sha256_of, step_of
+from bridge_engine.state.initial_parameters import FOLDER
 from service.artifacts import ArtifactStore, Damaged, Stored
 from service.store import JobRow, Store
 from worker import log

@@ -6,8 +6,8 @@ import threading
 import time
 from types import TracebackType
 
-from bridge_engine import failpoints
-from bridge_engine.lifeline import Deadline
+from bridge_engine.process import failpoints
+from bridge_engine.process.lifeline import Deadline
 from service.settings import Settings
 from service.store import Claim, StaleAttempt, Store, StoreUnavailable
 from worker import log

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.job_spec import parse_spec
-from bridge_engine.memory_advice import levers, memory_advice
+from bridge_engine.process.memory import levers, memory_advice
+from bridge_engine.spec.job import parse_spec
 
 WINDOW_SECONDS = 30.0
 """How long before its end a process may have been killed: one with much memory takes its time."""

@@ -3,7 +3,7 @@
 It leads a process group of its own, and whatever it starts is found again by a word in its
 environment (`family`), so that all goes with it. It holds the read end of a pipe whose write end is
 ours: when this worker dies, however suddenly, the engine reads end-of-file and stops. And it sees
-the lease's deadline, and stops when that has passed (`bridge_engine.lifeline`).
+the lease's deadline, and stops when that has passed (`bridge_engine.process.lifeline`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bridge_engine.lifeline import Deadline
+from bridge_engine.process.lifeline import Deadline
 from service.store import breakdown
 from worker.family import WORD, end_family
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, sha256_of
 from bridge_engine.errors import EngineError
 from bridge_engine.events import Checkpoint, EventWriter, Log
+from bridge_engine.state.checkpoint import MANIFEST, sha256_of
 from service.artifacts import ArtifactStore, ArtifactsUnavailable, Damaged, Stored, artifact_store
 from service.settings import Settings
 from service.store import Artifact, Claim, Store, StoreUnavailable

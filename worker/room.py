@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bridge_engine import catalog
-from bridge_engine.checkpoint import SPARE_BYTES
 from bridge_engine.errors import EngineError
-from bridge_engine.shapes import shape_of
-from bridge_engine.sizes import checkpoint_bytes
-from bridge_engine.spec import TrainSpec
+from bridge_engine.models import catalog
+from bridge_engine.models.shapes import shape_of
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import SPARE_BYTES
+from bridge_engine.state.sizes import checkpoint_bytes
 from service.store import JobRow
 
 MIB = 2**20

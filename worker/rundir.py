@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bridge_engine.errors import EngineError
 from bridge_engine.events import EventWriter, Log, parse
-from bridge_engine.process_identity import ProcessIdentity
+from bridge_engine.process.identity import ProcessIdentity
 from service.store import JobRow, Store
 from worker import log
 from worker.family import end_family, end_group, word_of

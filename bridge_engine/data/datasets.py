@@ -18,7 +18,7 @@ from bridge_engine.data.example import Example
 from bridge_engine.data.registry import Role
 from bridge_engine.data.rows import FileSummary, numbered_rows, read_rows, summarize
 from bridge_engine.errors import DataError
-from bridge_engine.spec import DatasetRef
+from bridge_engine.spec.train import DatasetRef
 
 __all__ = ["FileSummary", "digest", "first_row", "load", "read_rows", "summarize"]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from bridge_engine.data import arithmetic, hub
 from bridge_engine.errors import DataError
-from bridge_engine.spec_errors import nearest_name
+from bridge_engine.spec.errors import nearest_name
 
 Role = Literal["prompts", "demos", "eval"]
 Source = Literal["generated", "file", "upload", "hub"]

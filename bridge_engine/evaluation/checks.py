@@ -10,13 +10,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bridge_engine.catalog import BRIDGE_TINY, resolve_model
 from bridge_engine.data import arithmetic, registry
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.presets import AdapterCard, filled
 from bridge_engine.evaluation.spec import EvalSet, EvaluationSpec
-from bridge_engine.spec import TemplateSpec
-from bridge_engine.spec_checks import (
+from bridge_engine.models.catalog import BRIDGE_TINY, resolve_model
+from bridge_engine.spec.checks import (
     check_attention,
     check_dataset,
     check_model,
@@ -25,7 +24,8 @@ from bridge_engine.spec_checks import (
     fill_dataset,
     has_chat_template,
 )
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
+from bridge_engine.spec.train import TemplateSpec
 
 
 def read_card(folder: Path) -> AdapterCard:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bridge_engine.evaluation.report import ProblemScore, Report
-from bridge_engine.scores import PairedInterval, mean, paired_difference, pass_at_k
+from bridge_engine.evaluation.scores import PairedInterval, mean, paired_difference, pass_at_k
 
 
 class Difference(Report):

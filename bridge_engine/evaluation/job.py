@@ -15,9 +15,10 @@ from operator import not_
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.checkpoint import step_folder
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
+from bridge_engine.data.template import prompt_tokens, resolve_template
+from bridge_engine.distributed.ranks import World
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
 from bridge_engine.evaluation.keeping import kept_answers, save
@@ -29,6 +30,7 @@ from bridge_engine.evaluation.report import (
     SetScores,
     set_scores,
 )
+from bridge_engine.evaluation.scores import mean
 from bridge_engine.evaluation.sets import AskedSet
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.evaluation.subject import Subject, load_subject
@@ -42,13 +44,11 @@ from bridge_engine.events import (
     Resume,
     Stopped,
 )
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.ranks import World
 from bridge_engine.rewards import Verifier
 from bridge_engine.rewards.verifier import VERSION
 from bridge_engine.rollout import Sampler, SamplingParams, make_sampler
-from bridge_engine.scores import mean
-from bridge_engine.template import prompt_tokens, resolve_template
+from bridge_engine.state.checkpoint import step_folder
+from bridge_engine.state.initial_parameters import FOLDER
 
 SNAPSHOT_SECONDS = 300.0
 """Between checkpoints of the answers, which an artifact store takes to other machines."""

@@ -7,15 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.checkpoint import (
-    MANIFEST,
-    newest_whole,
-    prune,
-    publish,
-    set_aside,
-    sha256_of,
-    sweep,
-)
+from bridge_engine.distributed.ranks import World
 from bridge_engine.evaluation.answers import (
     COMPLETIONS,
     PROBLEMS,
@@ -26,8 +18,16 @@ from bridge_engine.evaluation.answers import (
 from bridge_engine.evaluation.report import problem_scores
 from bridge_engine.evaluation.sets import AskedSet
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.ranks import World
+from bridge_engine.state.checkpoint import (
+    MANIFEST,
+    newest_whole,
+    prune,
+    publish,
+    set_aside,
+    sha256_of,
+    sweep,
+)
+from bridge_engine.state.initial_parameters import FOLDER
 
 
 def kept_answers(

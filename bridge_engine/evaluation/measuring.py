@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from bridge_engine.data.example import Example
+from bridge_engine.distributed.ranks import World
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Answer, Asked, Judged, case_of
 from bridge_engine.events import Sample
-from bridge_engine.ranks import World
 from bridge_engine.rewards import Case, Verdict, Verifier, stated_answer
 from bridge_engine.rewards.graders import GraderSpec, grade
 from bridge_engine.rollout import Completion, Sampler, SamplingParams

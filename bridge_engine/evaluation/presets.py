@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from bridge_engine.data.registry import ARITHMETIC
 from bridge_engine.evaluation.spec import EvaluationSpec, PresetName
-from bridge_engine.spec import TemplateSpec
+from bridge_engine.spec.train import TemplateSpec
 
 SENTENCE = "Please reason step by step, and put your final answer within \\boxed{}."
 """What MATH-like problems are asked with: the verifier has to know which number is meant."""

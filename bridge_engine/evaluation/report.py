@@ -7,7 +7,7 @@ not know the form is not a model that cannot calculate.
 
 Intervals are 95 %: Wilson's where a problem counts 0 or 1, as with single samples, else the
 bootstrap over problems, a function of the spec's seed; of very many problems what that tends to
-(`bridge_engine.scores`). Imports no torch.
+(`bridge_engine.evaluation.scores`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict
 
 from bridge_engine.data.example import Example
 from bridge_engine.evaluation.answers import Judged
+from bridge_engine.evaluation.scores import Interval, mean, mean_interval, pass_at_k, voted
 from bridge_engine.rewards import numbers
 from bridge_engine.rewards.normalise import key, normal
 from bridge_engine.rewards.verifier import LONGEST_HERE
-from bridge_engine.scores import Interval, mean, mean_interval, pass_at_k, voted
 
 
 class Report(BaseModel):

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bridge_engine.rewards.graders import GraderSpec
-from bridge_engine.spec import DatasetRef, TemplateSpec, checked_name, dataset_from_name
-from bridge_engine.spec_base import SpecModel, impossible
-from bridge_engine.spec_runtime import ResourcesSpec, RuntimeSpec
+from bridge_engine.spec.base import SpecModel, impossible
+from bridge_engine.spec.runtime import ResourcesSpec, RuntimeSpec
+from bridge_engine.spec.train import DatasetRef, TemplateSpec, checked_name, dataset_from_name
 
 PresetName = Literal["bridge", "qwen2.5-math", "simplerl", "luffy"]
 ADAPTER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$"

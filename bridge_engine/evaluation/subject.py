@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge_engine.checkpoint import is_whole
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.export.adapter import WEIGHTS
-from bridge_engine.loading import load_pretrained, resolve_device, resolve_dtype
+from bridge_engine.models.loading import load_pretrained, resolve_device, resolve_dtype
 from bridge_engine.policy import Policy
-from bridge_engine.spec import LoraSpec, RuntimeSpec
-from bridge_engine.tensor_files import load_tensors
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec
+from bridge_engine.state.checkpoint import is_whole
+from bridge_engine.state.tensor_files import load_tensors
 
 NAME = "policy"
 """The parameter set that an adapter becomes."""

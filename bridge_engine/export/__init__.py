@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, sha256_of, step_folder
 from bridge_engine.export.adapter import export_adapter, exported_rank
 from bridge_engine.export.canary import canary
 from bridge_engine.export.card import AdapterCard
 from bridge_engine.export.merged import export_merged
 from bridge_engine.export.svd import export_svd
 from bridge_engine.policy import Policy
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import MANIFEST, sha256_of, step_folder
 
 STUDENT_SUFFIX = "-student"
 """Of the folder of what is the student alone."""

@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from bridge_engine.adapters import AdaptedModel
-from bridge_engine.checkpoint import publish, sha256_of
 from bridge_engine.export.card import AdapterCard
-from bridge_engine.tensor_files import save_tensors
+from bridge_engine.forward.adapters import AdaptedModel
+from bridge_engine.state.checkpoint import publish, sha256_of
+from bridge_engine.state.tensor_files import save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 

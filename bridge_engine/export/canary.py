@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge_engine.logits import head_logits
+from bridge_engine.forward.logits import head_logits
 from bridge_engine.policy import Policy
 
 TEXT = "12+3-5?12+3=15,15-5=10#10 Tom has 5 apples and buys 7 more. 5 + 7 = 12."

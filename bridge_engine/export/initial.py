@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from bridge_engine.loading import load_pretrained
+from bridge_engine.models.loading import load_pretrained
 
 
 class InitialWeights:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bridge_engine.checkpoint import publish
 from bridge_engine.export.card import AdapterCard
 from bridge_engine.policy import Policy
+from bridge_engine.state.checkpoint import publish
 
 
 @torch.no_grad()

@@ -27,10 +27,10 @@ from bridge_engine.export.canary import canary
 from bridge_engine.export.card import AdapterCard
 from bridge_engine.export.initial import InitialWeights
 from bridge_engine.export.merged import weights_under
-from bridge_engine.loading import load_pretrained
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
+from bridge_engine.models.loading import load_pretrained
 from bridge_engine.policy import Policy
-from bridge_engine.spec import LoraSpec
+from bridge_engine.spec.train import LoraSpec
 
 OVERSAMPLING = 2
 """The randomised method looks for this many times the rank."""

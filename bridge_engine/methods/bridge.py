@@ -20,7 +20,7 @@ Deviations, and what the paper leaves open:
 - Student and shadow are moved at once (`order: simultaneous`), as the equations are written; the
   shadow is never made equal to the student again unless `resync_every` or `shadow_ema` asks for it
   (where θ̂ = θ the gain's two gradients cancel, and the teacher sees SFT alone).
-- α, β, rank and batch sizes are not published; ours are in `bridge_engine.spec`.
+- α, β, rank and batch sizes are not published; ours are in `bridge_engine.spec.train`.
 - λ is a constant 0.5 by default; the first version of the paper moves it from 0 to 1
   (`lambda: {start: 0, end: 1}`), the later one finds 0.3…0.7 alike.
 - J_SFT is the mean over demonstration tokens, where the paper writes the log-likelihood of whole

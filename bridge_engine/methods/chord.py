@@ -19,7 +19,7 @@ from pydantic import Discriminator, Field, Tag
 from bridge_engine.methods.base import Imitation, Method, Movable, Objectives
 from bridge_engine.methods.options import BOTH, Options
 from bridge_engine.metrics import Metrics
-from bridge_engine.spec_base import SpecModel
+from bridge_engine.spec.base import SpecModel
 
 
 class MuSchedule(SpecModel):

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
 
-from bridge_engine.spec_base import SpecModel
+from bridge_engine.spec.base import SpecModel
 
 Source = Literal["demos", "rewards"]
 BOTH: frozenset[Source] = frozenset({"demos", "rewards"})

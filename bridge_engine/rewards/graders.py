@@ -14,7 +14,7 @@ from pydantic import Field
 
 from bridge_engine.rewards.extract import clean, stated_answer
 from bridge_engine.rewards.verifier import MEASURED, Case, Verdict, Verifier
-from bridge_engine.spec_base import SpecModel
+from bridge_engine.spec.base import SpecModel
 
 
 class GraderSpec(SpecModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bridge_engine.spec_base import SpecModel
+from bridge_engine.spec.base import SpecModel
 
 
 class RewardSpec(SpecModel):

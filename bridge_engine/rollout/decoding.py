@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from bridge_engine.logits import head_logits
+from bridge_engine.forward.logits import head_logits
 
 _NAME = "bridge_decoding"
 

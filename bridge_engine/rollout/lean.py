@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from bridge_engine.adapters import LoraLinear
-from bridge_engine.norms import rms_norm
-from bridge_engine.products import pack
+from bridge_engine.forward.adapters import LoraLinear
+from bridge_engine.forward.norms import rms_norm
+from bridge_engine.forward.products import pack
 from bridge_engine.rollout.decoding import Decoder, ModuleDecoder, Prompts, additive, with_room
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)

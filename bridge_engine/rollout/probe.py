@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.policy import Policy
 from bridge_engine.seeding import generator
-from bridge_engine.sequences import TokenSequence, pad
 
 PROMPT_TOKENS = 160
 """Length of the probe: more than the largest usual block of a prefix cache."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from bridge_engine.distributed.ranks import World
+from bridge_engine.distributed.sharding import whole
 from bridge_engine.metrics import Metrics
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
 from bridge_engine.rollout.native import Completion, Draws, SamplingParams, sample
-from bridge_engine.sharding import whole
-from bridge_engine.spec import RuntimeSpec
+from bridge_engine.spec.train import RuntimeSpec
 
 
 class Settings(Protocol):

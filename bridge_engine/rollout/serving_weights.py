@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from bridge_engine.checkpoint import publish
 from bridge_engine.export.merged import merged_weights
-from bridge_engine.loading import load_pretrained
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
+from bridge_engine.models.loading import load_pretrained
 from bridge_engine.policy import Policy
-from bridge_engine.tensor_files import save_tensors
+from bridge_engine.state.checkpoint import publish
+from bridge_engine.state.tensor_files import save_tensors
 
 
 def write_serving_weights(

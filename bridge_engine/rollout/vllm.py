@@ -26,18 +26,18 @@ from urllib.parse import urlsplit
 
 import torch
 
+from bridge_engine.distributed.ranks import World
+from bridge_engine.distributed.sharding import whole
 from bridge_engine.errors import EngineError
 from bridge_engine.export import AdapterCard, export_adapter, exported_rank
-from bridge_engine.loading import resolve_dtype
 from bridge_engine.metrics import Metrics
+from bridge_engine.models.loading import resolve_dtype
 from bridge_engine.policy import Policy
-from bridge_engine.ranks import World
 from bridge_engine.rollout import probe
 from bridge_engine.rollout.native import Completion, Draws, SamplingParams
 from bridge_engine.rollout.sampler import SamplingJob
 from bridge_engine.rollout.serving_weights import write_serving_weights
 from bridge_engine.rollout.vllm_server import VllmServer
-from bridge_engine.sharding import whole
 
 Mode = Literal["adapter", "merged"]
 """How weights reach the server."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
-from bridge_engine import catalog
+from bridge_engine.models import catalog
 from service.adapters.names import find_adapter
 from service.body import parse, read_body
 from service.context import StoreDep

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.report import EvaluationResult
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_identity import spec_sha256
+from bridge_engine.models import catalog
+from bridge_engine.spec.identity import spec_sha256
+from bridge_engine.spec.train import TrainSpec
 from service.store import AdapterRow, JobRow
 
 
@@ -81,7 +81,7 @@ def _loading(adapter: AdapterRow) -> str:
             f"The base, `{base}`, is not on the hub under this name. Where Bridge is installed, "
             "this prints its path (of a folder of your own: with its `BRIDGE_MODEL_DIR`):\n\n"
             "```sh\n"
-            "python -c 'from bridge_engine.models import materialize_model as m; "
+            "python -c 'from bridge_engine.models.folders import materialize_model as m; "
             f'print(m("{base}"))\'\n'
             "```\n\n"
         )

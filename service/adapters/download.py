@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge_engine.checkpoint import manifest
+from bridge_engine.state.checkpoint import manifest
 from service.adapters.card import model_card
 from service.adapters.files import WEIGHTS, check_weights
 from service.artifacts import Damaged

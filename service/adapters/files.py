@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, is_whole
+from bridge_engine.state.checkpoint import MANIFEST, is_whole
 from service.artifacts import (
     ArtifactStore,
     ArtifactsUnavailable,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge_engine.spec_errors import nearest_name
+from bridge_engine.spec.errors import nearest_name
 from service.errors import ApiError
 from service.store import AdapterRow, NotFound, Store
 

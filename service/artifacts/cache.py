@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST
+from bridge_engine.state.checkpoint import MANIFEST
 from service.artifacts.store import ArtifactStore, Stored
 
 IN_USE_SECONDS = 120.0

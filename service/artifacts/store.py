@@ -1,10 +1,10 @@
 """The artifact store: folders that appear whole or not at all, on any file system fsspec knows.
 
 A published folder lies under a prefix that is never written twice, `JOB/PATH/ATTEMPT-HASH`, its
-files first and its `manifest.json` last. The manifest (`bridge_engine.checkpoint` writes it) holds
-the SHA-256 of every file; the manifest's own is in the database row that names the prefix. So what
-is fetched is verified from the row down to the last byte, and a prefix whose manifest is not there
-is no artifact: half an upload of somebody who died.
+files first and its `manifest.json` last. The manifest (`bridge_engine.state.checkpoint` writes it)
+holds the SHA-256 of every file; the manifest's own is in the database row that names the prefix. So
+what is fetched is verified from the row down to the last byte, and a prefix whose manifest is not
+there is no artifact: half an upload of somebody who died.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import fsspec
 
-from bridge_engine.checkpoint import MANIFEST, disk_errors, is_disk_full, sha256_of, sync
+from bridge_engine.state.checkpoint import MANIFEST, disk_errors, is_disk_full, sha256_of, sync
 from service.artifacts.errors import ArtifactsUnavailable, Damaged
 
 CONNECTION = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}

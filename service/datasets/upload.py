@@ -21,10 +21,10 @@ from typing import IO
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from bridge_engine.checkpoint import sync
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
+from bridge_engine.state.checkpoint import sync
 from service.datasets.multipart import FormReader
 from service.errors import ApiError
 from service.store import DatasetRow, Store, new_id

@@ -8,10 +8,10 @@ Memory and time by the formulas of a training job's sampling (`service.jobs.memo
 
 from __future__ import annotations
 
-from bridge_engine.catalog import ModelInfo
 from bridge_engine.evaluation.checks import problems_known
 from bridge_engine.evaluation.spec import EvalSet, EvaluationSpec
-from bridge_engine.shapes import Shape, shape_of
+from bridge_engine.models.catalog import ModelInfo
+from bridge_engine.models.shapes import Shape, shape_of
 from service.jobs.duration import DEVICES, Sampled, Work
 from service.jobs.estimate import Estimates, MemoryParts, rounded
 from service.jobs.lengths import CHAT, mean_problem

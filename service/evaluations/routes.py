@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.rewards.graders import GraderSpec
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
 from service.body import parse
 from service.context import TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import invalid_fields, responses

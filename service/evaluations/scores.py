@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from bridge_engine.evaluation.answers import PROBLEMS
 from bridge_engine.evaluation.comparison import Difference, difference
 from bridge_engine.evaluation.report import EvaluationResult, ProblemScore, SetReport
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
 from service.errors import invalid_fields
 from service.evaluations.subject import checkpoint_folder, finished
 from service.settings import Settings

@@ -14,8 +14,8 @@ from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.evaluation.presets import AdapterCard
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
+from bridge_engine.state.initial_parameters import FOLDER
 from service.adapters.files import adapter_folder
 from service.adapters.names import look_up, nearest
 from service.artifacts import Damaged

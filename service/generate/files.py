@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.tensor_header import tensor_header
+from bridge_engine.state.tensor_header import tensor_header
 from service.adapters.files import WEIGHTS
 from service.store import AdapterRow
 

@@ -1,7 +1,8 @@
 """A problem as the prompt an adapter was trained on.
 
-The same rules as `bridge_engine.template`, which works on tokens and therefore needs a tokenizer;
-here the inference process has it, so a plain template is sent as text and a chat one as messages.
+The same rules as `bridge_engine.data.template`, which works on tokens and therefore needs a
+tokenizer; here the inference process has it, so a plain template is sent as text and a chat one as
+messages.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from bridge_engine import catalog
 from bridge_engine.errors import EngineError
-from bridge_engine.spec_errors import nearest_name
+from bridge_engine.models import catalog
+from bridge_engine.spec.errors import nearest_name
 from service.adapters.files import adapter_folder, check_weights, stored_file
 from service.adapters.names import find_adapter, look_up, newest
 from service.artifacts import Damaged

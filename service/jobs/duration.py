@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bridge_engine.shapes import Shape
-from bridge_engine.spec import TrainSpec
+from bridge_engine.models.shapes import Shape
+from bridge_engine.spec.train import TrainSpec
 from service.jobs.lengths import lengths
 from service.jobs.memory import compute_width, rollouts_per_step
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from bridge_engine.catalog import ModelInfo
-from bridge_engine.shapes import Shape, shape_of
-from bridge_engine.spec import TrainSpec
+from bridge_engine.models.catalog import ModelInfo
+from bridge_engine.models.shapes import Shape, shape_of
+from bridge_engine.spec.train import TrainSpec
 from service.jobs.duration import DEVICES, Work, work
 from service.jobs.memory import adapters_trained, compute_width, memory, rollouts_per_step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge_engine.spec_errors import nearest_name
+from bridge_engine.spec.errors import nearest_name
 from service.errors import ApiError
 from service.store.models import JobRow
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bridge_engine.job_spec import JobSpec
-from bridge_engine.spec import CheckpointStep
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
+from bridge_engine.spec.job import JobSpec
+from bridge_engine.spec.train import CheckpointStep
 from service.body import parse
 from service.errors import invalid_fields
 from service.jobs import submit

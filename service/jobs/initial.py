@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bridge_engine.checkpoint import MANIFEST, sha256_of
-from bridge_engine.initial_parameters import FOLDER, unfit
-from bridge_engine.spec import InitSpec, TrainSpec
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.spec.errors import FieldError
+from bridge_engine.spec.train import InitSpec, TrainSpec
+from bridge_engine.state.checkpoint import MANIFEST, sha256_of
+from bridge_engine.state.initial_parameters import FOLDER, unfit
 from service.artifacts import ArtifactsUnavailable, Damaged, Stored, artifact_store
 from service.artifacts.cache import ArtifactCache
 from service.errors import ApiError, invalid_fields

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bridge_engine.spec import DatasetRef, TrainSpec
+from bridge_engine.spec.train import DatasetRef, TrainSpec
 
 CHAT = 32
 """Tokens that a chat template adds: roles, headers, a system message of its own."""

@@ -27,14 +27,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridge_engine.shapes import Shape
-from bridge_engine.spec import RuntimeSpec, TrainSpec
+from bridge_engine.models.shapes import Shape
+from bridge_engine.spec.train import RuntimeSpec, TrainSpec
 from service.jobs.lengths import Lengths, lengths
 
 PROCESS = 500_000_000
 LOGITS_AT_ONCE = 2**24
-"""Numbers of the piece of logits that exists at once in training, as in `bridge_engine.logprobs`
-(which loads torch)."""
+"""Numbers of the piece of logits that exists at once in training, as in
+`bridge_engine.forward.logprobs` (which loads torch)."""
 KEPT_LOGITS = 2**26
 """So many a trained head keeps for its backward pass, as there; of more it keeps none."""
 LOGIT = 24

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.artifacts import ArtifactsUnavailable
 from service.artifacts.removal import remove
 from service.body import read_body, read_object

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge_engine import catalog
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.job_spec import InvalidSpec, JobSpec, check, fill, parse_spec
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.models import catalog
+from bridge_engine.spec.errors import FieldError
+from bridge_engine.spec.job import InvalidSpec, JobSpec, check, fill, parse_spec
+from bridge_engine.spec.train import TrainSpec
 from service.errors import invalid_fields
 from service.evaluations import estimate as evaluation_estimate
 from service.evaluations import subject

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from bridge_engine.job_spec import JobSpec
+from bridge_engine.spec.job import JobSpec
 from service.store.artifacts import Artifact, keep_artifacts, named_now
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from bridge_engine import events as ev
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store

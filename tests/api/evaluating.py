@@ -11,7 +11,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bridge_engine import events as ev
-from bridge_engine.checkpoint import publish, sha256_of
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
 from bridge_engine.evaluation.report import (
     EvaluationResult,
@@ -20,6 +19,7 @@ from bridge_engine.evaluation.report import (
     Score,
     SetReport,
 )
+from bridge_engine.state.checkpoint import publish, sha256_of
 from service.settings import Settings
 from service.store import Store
 from tests.api.conftest import Worker

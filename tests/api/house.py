@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from bridge_engine.catalog import resolve_model
-from bridge_engine.checkpoint import MANIFEST
-from bridge_engine.spec import TrainSpec
+from bridge_engine.models.catalog import resolve_model
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import MANIFEST
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store

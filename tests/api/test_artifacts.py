@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bridge_engine.catalog import resolve_model
-from bridge_engine.checkpoint import publish
-from bridge_engine.spec import TrainSpec
+from bridge_engine.models.catalog import resolve_model
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import publish
 from service.adapters.files import WEIGHTS, adapter_folder, stored_file
 from service.artifacts import ArtifactStore, Damaged, Stored
 from service.artifacts.cache import ArtifactCache
@@ -172,7 +172,7 @@ def test_the_cards_snippet_loads_an_unpacked_download(
 
     from bridge_engine.export import AdapterCard, export_adapter
     from bridge_engine.policy import Policy
-    from bridge_engine.spec import LoraSpec, RuntimeSpec
+    from bridge_engine.spec.train import LoraSpec, RuntimeSpec
 
     tiny = resolve_model("bridge-tiny").path
     assert tiny is not None

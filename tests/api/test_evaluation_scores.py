@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from bridge_client import models as client_models
 from bridge_engine import events as ev
 from bridge_engine.evaluation.answers import COMPLETIONS
-from bridge_engine.initial_parameters import FOLDER
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.initial_parameters import FOLDER
 from service.evaluations import routes
 from service.evaluations.scores import Scores
 from service.settings import Settings

@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bridge_engine import events as ev
-from bridge_engine.checkpoint import MANIFEST, is_whole, sha256_of
 from bridge_engine.evaluation.answers import COMPLETIONS
-from bridge_engine.initial_parameters import FOLDER
+from bridge_engine.state.checkpoint import MANIFEST, is_whole, sha256_of
+from bridge_engine.state.initial_parameters import FOLDER
 from service.artifacts import ArtifactStore
 from service.settings import Settings
 from service.store import Artifact, Store

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from httpx_sse import EventSource
 
 from bridge_engine import events as ev
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.app import create_app
 from service.jobs import events, feed
 from service.jobs.feed import Feeds

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from bridge_engine.checkpoint import MANIFEST, publish, sha256_of
+from bridge_engine.state.checkpoint import MANIFEST, publish, sha256_of
 from service.artifacts import ArtifactStore
 from service.jobs.fork import merge_patch
 from service.settings import Settings

@@ -15,9 +15,9 @@ import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import load_file, save_file
 
-from bridge_engine.checkpoint import publish
 from bridge_engine.errors import EngineError
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
+from bridge_engine.state.checkpoint import publish
 from inference.app import create_app as create_inference
 from inference.limits import Limits
 from service.generate.backend import loaded_name
@@ -265,7 +265,7 @@ def whole(house: House, tmp_path: Path) -> Path:
     """A model that is not the base, among the house's weights."""
     import numpy as np
 
-    from bridge_engine.catalog import resolve_model
+    from bridge_engine.models.catalog import resolve_model
 
     base = resolve_model("bridge-tiny").path
     assert base is not None

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bridge_engine import events as ev
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.jobs import logs
 from service.settings import Settings
 from service.store import Store

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 from inference.app import create_app as create_inference
 from service.settings import Settings
 from tests.api.house import House, Service, start_inference

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bridge_engine.known_models import KNOWN
-from bridge_engine.spec_yaml import load_yaml
+from bridge_engine.models.known import KNOWN
+from bridge_engine.spec.yaml import load_yaml
 
 FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
 RECIPES = sorted(file.name for file in FOLDER.glob("*.yaml"))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bridge_engine import job_spec, spec_checks
-from bridge_engine.spec_checks import check_spec
+from bridge_engine.spec import checks as spec_checks
+from bridge_engine.spec import job as job_spec
+from bridge_engine.spec.checks import check_spec
 from service.store import Store
 from tests.api.conftest import BRIDGE, problem
 
@@ -73,7 +74,7 @@ def test_dry_run_answers_the_spec_and_estimates_and_queues_nothing(
 
 
 def test_estimated_adapter_parameters_are_those_of_the_model(client: TestClient) -> None:
-    from bridge_engine.catalog import resolve_model
+    from bridge_engine.models.catalog import resolve_model
 
     config = resolve_model("bridge-tiny").config
     hidden, ffn = config["hidden_size"], config["intermediate_size"]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bridge_engine.checkpoint import publish
+from bridge_engine.state.checkpoint import publish
 from service.errors import ApiError
 from service.generate import controller
 from service.generate.backend import loaded_name

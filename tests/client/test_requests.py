@@ -27,7 +27,7 @@ from bridge_client import (
 )
 from bridge_client._core import Retry, retry_after
 from bridge_client.home import Home, Process, State
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from tests.client.flaky import Answer, flaky, hang_up, say
 
 JOB = json.dumps({"id": "job_1", "status": "queued", "method": "sft", "steps": 5, "new_field": 1})

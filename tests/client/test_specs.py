@@ -10,7 +10,7 @@ from bridge_client import SpecError, specs
 from bridge_client.demo import QUESTIONS, SPEC
 from bridge_engine.data import arithmetic
 from bridge_engine.methods import METHODS
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASE = {"method": "bridge", "data": {"prompts": "arithmetic", "demos": "arithmetic/demos"}}

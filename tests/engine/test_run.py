@@ -10,9 +10,9 @@ import sys
 import pytest
 import yaml
 
-from bridge_engine.checkpoint import is_whole
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EventReader
-from bridge_engine.tensor_files import load_tensors
+from bridge_engine.state.checkpoint import is_whole
+from bridge_engine.state.tensor_files import load_tensors
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.store import JobRow
 from service.store.status import OWNED
 from tests.faults.engine import MARKS, VIOLATIONS

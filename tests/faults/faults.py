@@ -14,7 +14,7 @@ import psutil
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from bridge_engine.failpoints import KILL, RAISE, STOP
+from bridge_engine.process.failpoints import KILL, RAISE, STOP
 from service.store import StoreUnavailable
 from tests.faults.house import House, Part
 

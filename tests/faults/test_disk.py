@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bridge_engine.checkpoint import is_whole, step_folder
+from bridge_engine.state.checkpoint import is_whole, step_folder
 from service.settings import Settings
 from service.store import Store
 from service.store.migrate import upgrade

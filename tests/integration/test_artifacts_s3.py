@@ -14,8 +14,8 @@ import boto3
 import psutil
 import pytest
 
-from bridge_engine.checkpoint import MANIFEST, is_whole, publish
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import MANIFEST, is_whole, publish
 from service.artifacts import ArtifactStore, ArtifactsUnavailable, Damaged, Stored, artifact_store
 from service.settings import Settings
 from service.store import Store

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from bridge_engine import lifeline
-from bridge_engine.checkpoint import publish
-from bridge_engine.lifeline import Deadline
-from bridge_engine.spec import RuntimeSpec
+from bridge_engine.process import lifeline
+from bridge_engine.process.lifeline import Deadline
+from bridge_engine.spec.train import RuntimeSpec
+from bridge_engine.state.checkpoint import publish
 from service.settings import Settings
 from service.store import Store
 from service.store.models import JobRow, OutboxRow

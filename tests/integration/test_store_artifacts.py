@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from bridge_engine import events as ev
-from bridge_engine.checkpoint import publish
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.checkpoint import publish
 from service.artifacts import ArtifactStore
 from service.artifacts.removal import remove
 from service.settings import Settings

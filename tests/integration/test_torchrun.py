@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.evaluation.job import Evaluation
 from bridge_engine.events import EXIT_DONE, EXIT_FAILED, EventReader, EventWriter
-from bridge_engine.job_spec import fill, parse_spec
 from bridge_engine.methods import METHODS
 from bridge_engine.policy import Policy
 from bridge_engine.run import read_spec
-from bridge_engine.tensor_files import load_tensors
+from bridge_engine.spec.job import fill, parse_spec
+from bridge_engine.state.tensor_files import load_tensors
 from tests.support.waiting import gone, until
 
 ENGINE = Path(__file__).parents[1] / "support" / "rank_engine.py"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge_engine import events as ev
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from service.store import JobRow, Request, Store
 
 LONG = 60.0

@@ -16,8 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
+from bridge_engine.distributed.ranks import join, leave
 from bridge_engine.errors import EngineError
-from bridge_engine.ranks import join, leave
 from bridge_engine.rewards import Verifier
 from bridge_engine.run import main, run
 

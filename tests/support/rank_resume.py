@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from bridge_engine.distributed.ranks import join, leave
 from bridge_engine.methods import METHODS
-from bridge_engine.ranks import join, leave
 from tests.support.resume import assert_resumes_bitwise
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from bridge_engine.distributed.ranks import join, leave
 from bridge_engine.errors import EngineError
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.ranks import join, leave
-from bridge_engine.spec import OptimizerSpec
+from bridge_engine.spec.train import OptimizerSpec
 from bridge_engine.vector import Vector
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from bridge_engine.distributed.ranks import World
 from bridge_engine.events import EventReader
-from bridge_engine.ranks import World
 from tests.support.training import ScriptedVerifier, make_trainer
 
 FOUR = {"name": "arithmetic", "split": "demos", "limit": 4}

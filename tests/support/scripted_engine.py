@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge_engine import events as ev
-from bridge_engine import failpoints, lifeline
-from bridge_engine.checkpoint import prune, publish, sha256_of, step_folder, step_folders
+from bridge_engine.process import failpoints, lifeline
+from bridge_engine.state.checkpoint import prune, publish, sha256_of, step_folder, step_folders
 
 
 def reward(step: int) -> float:

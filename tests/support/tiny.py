@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from bridge_engine.forward.sequences import TokenSequence
 from bridge_engine.groups import RolloutGroup
 from bridge_engine.policy import Policy
-from bridge_engine.sequences import TokenSequence
-from bridge_engine.spec import LoraSpec, StudentSpec, TrainSpec
+from bridge_engine.spec.train import LoraSpec, StudentSpec, TrainSpec
 
 VOCABULARY = 23
 EOS, PAD = 1, 0

@@ -1,10 +1,10 @@
 """A trainer on bridge-tiny in a folder of its own, with verdicts that a test decides."""
 
+from bridge_engine.distributed.process_group import Unheard
 from bridge_engine.events import EventWriter
-from bridge_engine.process_group import Unheard
 from bridge_engine.rewards import Verdict
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_checks import resolve_spec
+from bridge_engine.spec.checks import resolve_spec
+from bridge_engine.spec.train import TrainSpec
 from bridge_engine.trainer import Trainer
 
 SPEC = {

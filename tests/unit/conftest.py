@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.places import places as places
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

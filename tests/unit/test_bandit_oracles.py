@@ -14,7 +14,7 @@ from torch import nn
 from bridge_engine.methods import Gradient, Method
 from bridge_engine.methods.bridge import Bridge, BridgeOptions
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import OptimizerSpec
+from bridge_engine.spec.train import OptimizerSpec
 from bridge_engine.vector import Vector
 
 EXACT = OptimizerSpec(name="sgd", max_grad_norm=None)

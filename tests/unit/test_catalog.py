@@ -1,11 +1,8 @@
-"""The catalog: names that cannot be had are refused with the name that was meant, and a spec comes
-back with nothing left to guess."""
+"""The catalog: what is known of a model by its name, and how it is told that one cannot be had."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,197 +11,14 @@ from typing import Any
 
 import pytest
 
-from bridge_engine import catalog, spec_checks
-from bridge_engine.data import registry
-from bridge_engine.errors import DataError, EngineError
-from bridge_engine.job_spec import check, fill, parse_spec
-from bridge_engine.known_models import KNOWN
-from bridge_engine.methods import METHODS
-from bridge_engine.spec import DatasetRef, TrainSpec
-from bridge_engine.spec_errors import FieldError
+from bridge_engine.errors import EngineError
+from bridge_engine.models import catalog
+from bridge_engine.models.known import KNOWN
+from bridge_engine.spec import checks as spec_checks
+from bridge_engine.spec.job import check, fill, parse_spec
+from tests.support.places import CONTEXT, only_error, spec
 
-CONTEXT = 256
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder called `small`, GSM8K and SVAMP on disk, uploads, no network."""
-    small = tmp_path / "models" / "small"
-    small.mkdir(parents=True)
-    config = {"model_type": "qwen2", "max_position_embeddings": CONTEXT}
-    (small / "config.json").write_text(json.dumps(config))
-    header = json.dumps({"w": {"dtype": "F32", "shape": [3, 5], "data_offsets": [0, 60]}}).encode()
-    (small / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(60))
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("gsm8k_train.jsonl.gz", "gsm8k_test.jsonl", "svamp.jsonl", "math_train.jsonl.gz"):
-        (data / name).touch()
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    (uploads / "ds_plain.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
-    (uploads / "ds_solved.jsonl").write_text('{"problem": "p", "answer": "1", "solution": "#1"}\n')
-    monkeypatch.setenv("BRIDGE_MODEL_DIR", str(tmp_path / "models"))
-    monkeypatch.setenv("BRIDGE_DATA_DIR", str(data))
-    monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(uploads))
-    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def spec(**changes: Any) -> TrainSpec:
-    data = {"prompts": "arithmetic", "demos": "arithmetic", "eval": "arithmetic"}
-    data.update(changes.pop("data", {}))
-    given = {"method": "bridge", "model": "small", "data": data, **changes}
-    return TrainSpec.model_validate(given)
-
-
-def only_error(**changes: Any) -> FieldError:
-    (error,) = spec_checks.check_spec(spec(**changes))
-    return error
-
-
-def test_a_spec_that_can_run_has_no_errors() -> None:
-    assert spec_checks.check_spec(spec()) == []
-    assert spec_checks.check_spec(spec(data={"prompts": "gsm8k", "demos": "math"})) == []
-    assert spec_checks.check_spec(spec(data={"demos": "ds_solved", "prompts": "ds_plain"})) == []
-
-
-@pytest.mark.parametrize(
-    ("data", "param", "code", "nearest"),
-    [
-        ({"prompts": "gsm8"}, "data.prompts.name", "unknown_dataset", "gsm8k"),
-        ({"eval": "aritmetic"}, "data.eval.name", "unknown_dataset", "arithmetic"),
-        ({"prompts": "gsm8k/trian"}, "data.prompts.split", "unknown_split", "train"),
-        ({"eval": "arithmetic/tests"}, "data.eval.split", "unknown_split", "test"),
-        (
-            {"prompts": {"name": "arithmetic", "kinds": ["add5", "add33"]}},
-            "data.prompts.kinds",
-            "unknown_kind",
-            "add3",
-        ),
-        ({"eval": {"name": "arithmetic", "kinds": []}}, "data.eval.kinds", "invalid_kinds", None),
-        ({"eval": {"name": "gsm8k", "kinds": ["x"]}}, "data.eval.kinds", "invalid_kinds", None),
-        ({"demos": "svamp/test"}, "data.demos.name", "no_solutions", None),
-        ({"demos": "ds_plain"}, "data.demos.name", "no_solutions", None),
-        ({"demos": "ds_gone"}, "data.demos.name", "unknown_dataset", None),
-        ({"prompts": "svamp"}, "data.prompts.split", "split_required", None),
-        ({"eval": "aime24"}, "data.eval.name", "dataset_unavailable", None),
-        ({"eval": "minerva_math"}, "data.eval.name", "dataset_unavailable", None),
-        ({"eval": "../secrets"}, "data.eval.name", "unknown_dataset", None),
-    ],
-)  # fmt: skip
-def test_a_wrong_name_is_refused_with_the_nearest(
-    data: dict[str, Any],
-    param: str,
-    code: str,
-    nearest: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    if data.get("eval") == "../secrets":
-        data = {"eval": {"name": "../secrets"}}
-    error = only_error(data=data)
-    assert (error.param, error.code, error.nearest) == (param, code, nearest)
-
-
-def test_an_unavailable_benchmark_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BRIDGE_DATA_DIR")
-    error = only_error(data={"eval": "svamp"})
-    assert "BRIDGE_DATA_DIR is not set" in error.message
-    assert "svamp.jsonl" in error.message
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"prompts": "gsm8k/test", "eval": "gsm8k"},
-        {"demos": "gsm8k/test", "eval": "gsm8k/test"},
-        {"eval": "arithmetic/demos"},
-        {"eval": {"name": "arithmetic", "split": "train", "seed": 1}},
-        {"demos": "ds_solved", "eval": "ds_solved"},
-        {"prompts": "math/train", "eval": "math/train_hard"},
-        {"prompts": {"name": "math", "kinds": ["Algebra", "Geometry"]},
-         "eval": {"name": "math", "split": "train", "kinds": ["Geometry"]}},
-    ],
-)  # fmt: skip
-def test_measuring_on_training_problems_is_refused(data: dict[str, Any]) -> None:
-    error = only_error(data=data)
-    assert (error.param, error.code) == ("data.eval", "eval_is_training_data")
-
-
-@pytest.mark.parametrize("method", [name for name, page in METHODS.items() if page.paired])
-def test_a_paired_method_is_refused_where_no_problem_can_have_a_demonstration(method: str) -> None:
-    apart = {"prompts": "arithmetic/train", "demos": "arithmetic/demos"}
-    error = only_error(method=method, data=apart)
-    assert (error.param, error.code) == ("data.prompts", "no_pairs")
-    assert error.allowed == ["demos"]
-    same = {"prompts": "arithmetic/demos", "demos": "arithmetic/demos"}
-    assert spec_checks.check_spec(spec(method=method, data=same)) == []
-    assert spec_checks.check_spec(spec(method="mix", data=apart)) == []
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"prompts": "gsm8k", "eval": "gsm8k"},
-        {"prompts": "math", "demos": "math/train_hard", "eval": "math"},
-        {"prompts": {"name": "math", "kinds": ["Algebra"]},
-         "eval": {"name": "math", "split": "train", "kinds": ["Geometry"]}},
-        {"prompts": "ds_plain", "demos": "ds_solved"},
-    ],
-)  # fmt: skip
-def test_disjoint_problems_are_accepted(data: dict[str, Any]) -> None:
-    assert spec_checks.check_spec(spec(data=data)) == []
-
-
-@pytest.mark.parametrize("param", ["rollout.max_new_tokens", "eval.max_new_tokens"])
-def test_a_completion_must_leave_room_for_the_prompt(param: str) -> None:
-    section, field = param.split(".")
-    error = only_error(**{section: {field: CONTEXT}})
-    assert (error.param, error.code, error.given) == (param, "longer_than_context", CONTEXT)
-    assert "256" in error.message
-    assert spec_checks.check_spec(spec(**{section: {field: CONTEXT - 1}})) == []
-
-
-def test_a_demonstration_must_fit_the_context() -> None:
-    assert only_error(sft={"max_tokens": CONTEXT + 1}).param == "sft.max_tokens"
-
-
-def test_all_errors_come_at_once() -> None:
-    errors = spec_checks.check_spec(spec(model="smal", data={"prompts": "gsm", "eval": "x"}))
-    assert [e.param for e in errors] == ["data.prompts.name", "data.eval.name", "model"]
-
-
-@pytest.mark.parametrize(
-    ("runtime", "code"),
-    [
-        ({"device": "cpu"}, "needs_gpu"),
-        ({"device": "cuda", "dtype": "float32"}, "needs_bfloat16"),
-        ({"device": "cuda"}, None),
-        ({}, None),  # the worker may have a GPU
-    ],
-)
-def test_flash_attention_needs_a_gpu_and_sixteen_bits(
-    runtime: dict[str, Any], code: str | None
-) -> None:
-    flash = {**runtime, "attention": "flash_attention_2"}
-    found = spec_checks.check_spec(spec(runtime=flash))
-    assert [(e.param, e.code) for e in found] == ([("runtime.attention", code)] if code else [])
-    assert spec_checks.check_spec(spec(runtime=runtime)) == []
-
-
-def test_an_extracted_adapter_has_no_rank_above_the_models_width(places: Path) -> None:
-    config = places / "models" / "small" / "config.json"
-    known = json.loads(config.read_text())
-    config.write_text(json.dumps({**known, "hidden_size": 48}))
-    error = only_error(student="full", export={"svd_rank": 49})
-    assert (error.param, error.code, error.given) == ("export.svd_rank", "rank_too_large", 49)
-    assert "48 wide" in error.message
-    assert spec_checks.check_spec(spec(student="full", export={"svd_rank": 48})) == []
-    config.write_text(json.dumps(known))  # a width nobody tells refuses nothing
-    assert spec_checks.check_spec(spec(student="full", export={"svd_rank": 512})) == []
-
-
-# ------------------------------------------------------------------- models
+pytestmark = pytest.mark.usefixtures("places")
 
 
 def test_a_folder_under_the_model_dir_is_a_model() -> None:
@@ -225,7 +39,7 @@ def test_an_unknown_model_is_refused_with_the_nearest() -> None:
 
 def test_a_hub_model_without_network_says_what_to_do() -> None:
     code = (
-        "from bridge_engine.catalog import resolve_model\n"
+        "from bridge_engine.models.catalog import resolve_model\n"
         "from bridge_engine.errors import EngineError\n"
         "try: resolve_model('nobody/nothing')\n"
         "except EngineError as e: print(e.code, e.retryable, e.message)"
@@ -250,9 +64,9 @@ def test_a_hub_model_in_the_local_cache_needs_no_network(places: Path) -> None:
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "snapshots" / "abc" / "config.json").write_text('{"max_position_embeddings": 99}')
+    code = "from bridge_engine.models.catalog import resolve_model as r; print(r('some/model'))"
     done = subprocess.run(
-        [sys.executable, "-c",
-         "from bridge_engine.catalog import resolve_model; print(resolve_model('some/model'))"],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
@@ -299,7 +113,7 @@ def test_a_known_model_whose_weights_are_half_here_still_has_all_its_parameters(
     (folder / "snapshots" / "abc" / "config.json").write_text('{"max_position_embeddings": 99}')
     done = subprocess.run(
         [sys.executable, "-c",
-         f"from bridge_engine.catalog import resolve_model; print(resolve_model({name!r}))"],
+         f"from bridge_engine.models.catalog import resolve_model; print(resolve_model({name!r}))"],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
@@ -410,48 +224,3 @@ def test_smollm_without_its_extra_says_what_to_install(monkeypatch: pytest.Monke
 
 
 # ------------------------------------------------------------------- defaults
-
-
-def test_every_default_that_depends_on_names_is_filled() -> None:
-    full = spec_checks.resolve_spec(spec(rollout={"max_new_tokens": 32}))
-    refs = (full.data.prompts, full.data.demos, full.data.eval)
-    assert [(r.split, r.limit) for r in refs if r] == [
-        ("train", 4000),
-        ("demos", 128),
-        ("dev", 250),
-    ]
-    assert all(ref is not None and ref.kinds for ref in refs)
-    assert full.sft.max_tokens == CONTEXT
-    assert full.eval.max_new_tokens == 32
-
-
-def test_what_was_given_is_kept() -> None:
-    prompts = {"name": "arithmetic", "split": "test", "limit": 3, "kinds": ["mixed"]}
-    full = spec_checks.resolve_spec(
-        spec(data={"prompts": prompts}, sft={"max_tokens": 50}, eval={"max_new_tokens": 7})
-    )
-    assert full.data.prompts == DatasetRef.model_validate(prompts)
-    assert (full.sft.max_tokens, full.eval.max_new_tokens) == (50, 7)
-
-
-def test_resolving_twice_changes_nothing_and_never_the_argument() -> None:
-    given = spec()
-    before = given.model_dump()
-    once = spec_checks.resolve_spec(given)
-    assert spec_checks.resolve_spec(once) == once
-    assert given.model_dump() == before
-
-
-def test_a_spec_that_cannot_run_is_not_resolved() -> None:
-    with pytest.raises(EngineError) as caught:
-        spec_checks.resolve_spec(spec(data={"prompts": "gsm8"}))
-    assert (caught.value.code, caught.value.param) == ("unknown_dataset", "data.prompts.name")
-
-
-def test_dataset_info_knows_splits_and_solutions() -> None:
-    assert registry.info("arithmetic").splits == (
-        "demos", "dev", "pretrain", "test", "train",
-    )  # fmt: skip
-    assert registry.info("amc23").has_solutions is False
-    with pytest.raises(DataError):
-        registry.info("nothing")

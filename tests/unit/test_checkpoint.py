@@ -8,12 +8,12 @@ import subprocess
 import pytest
 import torch
 
-from bridge_engine import checkpoint
 from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader, EventWriter, Log
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import OptimizerSpec
-from bridge_engine.tensor_files import load_tensors, save_tensors
+from bridge_engine.spec.train import OptimizerSpec
+from bridge_engine.state import checkpoint
+from bridge_engine.state.tensor_files import load_tensors, save_tensors
 from bridge_engine.vector import Vector
 
 

@@ -14,11 +14,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bridge_engine.catalog import resolve_model
 from bridge_engine.export import AdapterCard, export_adapter
 from bridge_engine.export.canary import canary
+from bridge_engine.models.catalog import resolve_model
 from bridge_engine.policy import Policy
-from bridge_engine.spec import LoraSpec, RuntimeSpec
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec
 from inference.batch import PREFILL, Batch
 from inference.errors import InferenceError
 from inference.lora import LoraWeights, read_lora

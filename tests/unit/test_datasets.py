@@ -24,7 +24,7 @@ from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
 from bridge_engine.evaluation.answers import case_of
 from bridge_engine.rewards import Verifier, stated_answer
-from bridge_engine.spec import DatasetRef
+from bridge_engine.spec.train import DatasetRef
 
 ROW = {"problem": "2+3?", "answer": "5", "solution": "2+3=5#5"}
 
@@ -353,7 +353,7 @@ def _cached(home: Path, repo: str) -> Path:
 
 _LOAD = (
     "from bridge_engine.data.datasets import load\n"
-    "from bridge_engine.spec import DatasetRef\n"
+    "from bridge_engine.spec.train import DatasetRef\n"
     "for e in load(DatasetRef(name={name!r}, split={split!r}), 'demos'): print(e.answer, e.kind)\n"
 )
 
@@ -387,7 +387,7 @@ def test_without_network_and_cache_the_error_says_what_to_do(tmp_path: Path) -> 
 
 def test_loading_data_imports_no_torch() -> None:
     code = (
-        "import sys, bridge_engine.data.datasets, bridge_engine.catalog\n"
+        "import sys, bridge_engine.data.datasets, bridge_engine.models.catalog\n"
         "assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bridge_engine.endings import ending_warning
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 
 ENDS = ["<|endoftext|>", "<|im_end|>"]
 

@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bridge_engine import logprobs
-from bridge_engine.catalog import ModelInfo
+from bridge_engine.forward import logprobs
+from bridge_engine.models.catalog import ModelInfo
+from bridge_engine.models.shapes import Shape, shape_of
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
-from bridge_engine.shapes import Shape, shape_of
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from bridge_engine.vector import Vector
 from service.jobs.duration import DEVICES, work
 from service.jobs.estimate import estimate

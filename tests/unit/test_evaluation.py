@@ -7,16 +7,16 @@ from math import comb
 import pytest
 import torch
 
-from bridge_engine.checkpoint import MANIFEST
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation import job as job_page
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.evaluation.job import Evaluation
 from bridge_engine.events import EventReader, EventWriter
-from bridge_engine.job_spec import check, fill, parse_spec
 from bridge_engine.rewards import Verifier
-from bridge_engine.run_state import Progress
+from bridge_engine.spec.job import check, fill, parse_spec
+from bridge_engine.state.checkpoint import MANIFEST
+from bridge_engine.state.run_state import Progress
 from tests.support.training import make_trainer
 
 SPEC = {

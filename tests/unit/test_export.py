@@ -19,9 +19,9 @@ from bridge_engine.export.initial import InitialWeights
 from bridge_engine.export.merged import export_merged, merged_weights
 from bridge_engine.export.svd import export_svd, low_rank
 from bridge_engine.methods.bridge import BridgeOptions
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 from bridge_engine.policy import Policy
-from bridge_engine.spec import LoraSpec, StudentSpec
+from bridge_engine.spec.train import LoraSpec, StudentSpec
 from tests.support.tiny import full_policy, random_model, random_policy
 from tests.support.training import make_trainer
 

@@ -8,14 +8,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from bridge_engine.data.example import Example
+from bridge_engine.data.template import demonstration, prompt_tokens
 from bridge_engine.events import EventReader, EventWriter
 from bridge_engine.export import AdapterCard, export_adapter
+from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, sample
-from bridge_engine.sequences import TokenSequence, pad
-from bridge_engine.spec import LoraSpec, RuntimeSpec, TemplateSpec, TrainSpec
-from bridge_engine.spec_checks import resolve_spec
-from bridge_engine.template import demonstration, prompt_tokens
+from bridge_engine.spec.checks import resolve_spec
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec, TemplateSpec, TrainSpec
 from bridge_engine.trainer import Trainer
 from inference.batch import Batch
 from inference.sampling import SamplingParams as ServingParams

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.methods import make_method
 from bridge_engine.methods.bridge import BridgeOptions
 from bridge_engine.methods.mix import MixOptions
@@ -12,8 +13,7 @@ from bridge_engine.methods.sft import SftOptions
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, sample
-from bridge_engine.sequences import TokenSequence, pad
-from bridge_engine.spec import StudentSpec
+from bridge_engine.spec.train import StudentSpec
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.tiny import PAD, full_policy, random_model, random_sequences, tiny_spec
 from tests.unit.test_updates import ALPHA, BETA, DEMOS, GROUPS, ROLLOUTS, SGD, assert_same

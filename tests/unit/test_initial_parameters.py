@@ -7,8 +7,8 @@ import torch
 
 from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader, Log
-from bridge_engine.initial_parameters import unfit
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
+from bridge_engine.state.initial_parameters import unfit
 from tests.support.training import SPEC, make_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers as tf
 
-from bridge_engine.adapters import AdaptedModel
-from bridge_engine.products import linear
+from bridge_engine.forward.adapters import AdaptedModel
+from bridge_engine.forward.products import linear
 from bridge_engine.rollout import lean
 from bridge_engine.rollout.decoding import ModuleDecoder, Prompts
-from bridge_engine.spec import LoraSpec
+from bridge_engine.spec.train import LoraSpec
 
 SIZES = {
     "vocab_size": 300,

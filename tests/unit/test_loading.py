@@ -5,9 +5,9 @@ import torch
 import transformers as tf
 
 from bridge_engine.errors import EngineError
-from bridge_engine.loading import load_pretrained
-from bridge_engine.logprobs import completion_logprobs
-from bridge_engine.spec import RuntimeSpec
+from bridge_engine.forward.logprobs import completion_logprobs
+from bridge_engine.models.loading import load_pretrained
+from bridge_engine.spec.train import RuntimeSpec
 from tests.support import families
 from tests.unit.test_logprobs import CPU, UNEVEN, family, pad_all
 
@@ -60,7 +60,7 @@ def test_flash_attention_without_a_gpu_is_refused_with_the_field(folder):
 
 
 def test_flash_attention_without_its_package_is_refused_with_the_field(folder, monkeypatch):
-    monkeypatch.setattr("bridge_engine.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("bridge_engine.models.loading.find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install flash-attn") as caught:
         load_pretrained(
             folder,

@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 
 from bridge_engine.errors import EngineError
-from bridge_engine.logits import check, head_logits
+from bridge_engine.forward.logits import check, head_logits
 from bridge_engine.rollout import SamplingParams, sample
 
 SIZES = {

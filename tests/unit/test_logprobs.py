@@ -9,12 +9,12 @@ import transformers as tf
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bridge_engine import logprobs, recomputation
 from bridge_engine.errors import EngineError
-from bridge_engine.loading import check_padding_free
-from bridge_engine.logprobs import completion_logprobs
+from bridge_engine.forward import logprobs, recomputation
+from bridge_engine.forward.logprobs import completion_logprobs
+from bridge_engine.forward.sequences import TokenSequence, micro_batches, pack, pad
+from bridge_engine.models.loading import check_padding_free
 from bridge_engine.rollout import SamplingParams, sample
-from bridge_engine.sequences import TokenSequence, micro_batches, pack, pad
 from tests.support.tiny import full_policy, random_policy, random_sequences
 from tests.unit.test_logits import FAMILIES, SIZES
 

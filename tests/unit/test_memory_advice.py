@@ -9,9 +9,9 @@ import torch
 
 from bridge_engine import run
 from bridge_engine.events import EXIT_FAILED, EventReader
-from bridge_engine.memory_advice import is_out_of_memory, levers, memory_advice, out_of_memory
 from bridge_engine.methods.bridge import BridgeOptions
-from bridge_engine.spec import TrainSpec
+from bridge_engine.process.memory import is_out_of_memory, levers, memory_advice, out_of_memory
+from bridge_engine.spec.train import TrainSpec
 from tests.support.tiny import tiny_spec
 
 

@@ -12,7 +12,7 @@ from bridge_engine.methods import METHODS, make_method
 from bridge_engine.methods.alternating import AlternatingOptions
 from bridge_engine.methods.cold_start import ColdStartOptions
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import OptimizerSpec
+from bridge_engine.spec.train import OptimizerSpec
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.tiny import random_groups, random_policy, random_sequences, tiny_spec
 

@@ -14,8 +14,9 @@ from types import SimpleNamespace as Namespace
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from bridge_engine import catalog, models
 from bridge_engine.errors import EngineError
+from bridge_engine.models import catalog
+from bridge_engine.models import folders as models
 from service.adapters.card import base_license
 
 
@@ -146,7 +147,7 @@ def test_smollm_is_converted_and_speaks(tmp_path: Path) -> None:
     code = """
 import torch; torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from bridge_engine.models import materialize_model
+from bridge_engine.models.folders import materialize_model
 folder = materialize_model("smollm2-135m-instruct")
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(folder)

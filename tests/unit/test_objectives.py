@@ -8,7 +8,7 @@ import torch
 from bridge_engine import objectives
 from bridge_engine.evaluate import score
 from bridge_engine.objectives import StepTotals, group_advantages
-from bridge_engine.spec import RlSpec
+from bridge_engine.spec.train import RlSpec
 
 TOTALS = StepTotals(tokens=5, sequences=2, longest=4)
 MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])

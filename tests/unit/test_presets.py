@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from bridge_engine.data.template import prompt_tokens, resolve_template
 from bridge_engine.evaluation.presets import SENTENCE, AdapterCard, doubt, filled, remark
 from bridge_engine.evaluation.spec import EvaluationSpec
-from bridge_engine.job_spec import check, fill, parse_spec
-from bridge_engine.spec import TemplateSpec
-from bridge_engine.template import prompt_tokens, resolve_template
+from bridge_engine.spec.job import check, fill, parse_spec
+from bridge_engine.spec.train import TemplateSpec
 
 CARD = AdapterCard("base", TemplateSpec(kind="plain", system="As trained: "), 300)
 CHATML = (

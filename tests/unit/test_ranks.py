@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
+from bridge_engine.distributed.ranks import World, stretch
 from bridge_engine.errors import EngineError
-from bridge_engine.ranks import World, stretch
 from bridge_engine.rollout import SamplingParams, sample
 from bridge_engine.run import run
-from bridge_engine.spec import TrainSpec
-from bridge_engine.spec_identity import spec_sha256
+from bridge_engine.spec.identity import spec_sha256
+from bridge_engine.spec.train import TrainSpec
 from tests.support.tiny import EOS, PAD, random_policy
 from tests.support.training import make_trainer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from bridge_engine.rewarder import Rewarder
 from bridge_engine.rewards import Verdict
 from bridge_engine.rewards.functions import REWARDS, Seen, flipped, parts, total
+from bridge_engine.rewards.rewarder import Rewarder
 from bridge_engine.rewards.spec import RewardSpec
 from bridge_engine.rollout import Completion
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 
 BASE = {"method": "rl", "data": {"prompts": "arithmetic"}}
 VERDICTS = [Verdict(v, "scripted", fast=True) for v in (True, False, None, True)]

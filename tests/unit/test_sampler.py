@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
+from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, lean, sample
 from bridge_engine.rollout.native import rung
-from bridge_engine.sequences import TokenSequence, pad
-from bridge_engine.spec import LoraSpec
+from bridge_engine.spec.train import LoraSpec
 from tests.support.tiny import EOS, PAD, VOCABULARY, random_model, random_policy
 
 PROMPTS = [[5, 6, 7], [3], [9, 8, 7, 6, 5, 4], [2, 2]]

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from bridge_engine.scores import (
+from bridge_engine.evaluation.scores import (
     Z95,
     drawn_interval,
     mean,

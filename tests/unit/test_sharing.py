@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridge_engine import attention, recomputation
-from bridge_engine.logprobs import completion_logprobs
+from bridge_engine.forward import attention, recomputation
+from bridge_engine.forward.logprobs import completion_logprobs
+from bridge_engine.forward.sequences import TokenSequence, micro_batches, share
+from bridge_engine.forward.sharing import Sharing, sharing_of
 from bridge_engine.methods import METHODS
-from bridge_engine.sequences import TokenSequence, micro_batches, share
-from bridge_engine.sharing import Sharing, sharing_of
 from tests.support.tiny import full_policy, random_groups, random_policy
 from tests.unit.test_logprobs import CPU, assert_same, family, one_at_a_time, ours
 from tests.unit.test_updates import assert_same as assert_same_tensors
@@ -171,7 +171,8 @@ def test_no_methods_update_knows_of_it(options, monkeypatch):
     shared = []
     monkeypatch.setattr("bridge_engine.policy.sharing_of", lambda model: FREE)
     monkeypatch.setattr(
-        "bridge_engine.sequences.share", lambda *a, **k: (shared.append(a), share(*a, **k))[1]
+        "bridge_engine.forward.sequences.share",
+        lambda *a, **k: (shared.append(a), share(*a, **k))[1],
     )
     together, _ = one_step(options, options.adapters, groups=groups)
     assert bool(shared) == (options.turns(0, 1).rewards is not None)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bridge_engine.catalog import resolve_model
-from bridge_engine.shapes import shape_of
-from bridge_engine.sizes import export_bytes, state_bytes
+from bridge_engine.models.catalog import resolve_model
+from bridge_engine.models.shapes import shape_of
+from bridge_engine.state.sizes import export_bytes, state_bytes
 from tests.support.training import make_trainer
 
 

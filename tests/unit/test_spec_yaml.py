@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_engine.spec_yaml import load_yaml
+from bridge_engine.spec.yaml import load_yaml
 
 
 @pytest.mark.parametrize(

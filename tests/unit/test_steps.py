@@ -11,7 +11,7 @@ from bridge_engine.events import EventReader
 from bridge_engine.methods import Exploration, make_method
 from bridge_engine.objectives import importance_weights
 from bridge_engine.rollout import Completion
-from bridge_engine.run_state import Progress
+from bridge_engine.state.run_state import Progress
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.reference import Reference
 from tests.support.tiny import random_groups, random_policy, tiny_spec, with_advantages

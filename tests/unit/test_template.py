@@ -7,12 +7,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from bridge_engine.catalog import resolve_model
 from bridge_engine.data.example import Example
-from bridge_engine.errors import EngineError
-from bridge_engine.policy import Policy
-from bridge_engine.spec import LoraSpec, RuntimeSpec, TemplateSpec
-from bridge_engine.template import (
+from bridge_engine.data.template import (
     answer_ending,
     demonstration,
     end_tokens,
@@ -20,6 +16,10 @@ from bridge_engine.template import (
     render_chat,
     resolve_template,
 )
+from bridge_engine.errors import EngineError
+from bridge_engine.models.catalog import resolve_model
+from bridge_engine.policy import Policy
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec, TemplateSpec
 from service.generate.prompting import TODAY
 
 EXAMPLE = Example("e", "1+2?", "3", solution="1+2=3#3")

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from bridge_engine import run_state
 from bridge_engine.errors import EngineError
 from bridge_engine.events import EventReader
 from bridge_engine.methods import METHODS, Exploration
+from bridge_engine.state import run_state
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.resume import assert_resumes_bitwise
 from tests.support.training import SPEC, ScriptedVerifier, make_trainer

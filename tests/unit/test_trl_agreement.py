@@ -13,7 +13,7 @@ import torch
 
 from bridge_engine import objectives
 from bridge_engine.objectives import StepTotals, group_advantages, importance_weights
-from bridge_engine.spec import RlSpec
+from bridge_engine.spec.train import RlSpec
 
 grpo = pytest.importorskip("trl.trainer.grpo_trainer")
 

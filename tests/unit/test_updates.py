@@ -18,7 +18,7 @@ from bridge_engine.methods.mix import MixOptions
 from bridge_engine.methods.rl import RlOptions
 from bridge_engine.methods.sft import SftOptions
 from bridge_engine.parameters import ParameterSet
-from bridge_engine.spec import LoraSpec, OptimizerSpec, RlSpec
+from bridge_engine.spec.train import LoraSpec, OptimizerSpec, RlSpec
 from bridge_engine.token_objectives import TokenObjectives
 from tests.support.reference import Reference, with_exact_norms
 from tests.support.tiny import (

@@ -23,7 +23,7 @@ from bridge_engine.rollout.probe import (
 )
 from bridge_engine.rollout.vllm import VllmSampler, shared_folder
 from bridge_engine.rollout.vllm_server import ATTEMPTS, VllmServer
-from bridge_engine.spec import TrainSpec
+from bridge_engine.spec.train import TrainSpec
 from tests.support.tiny import random_policy, tiny_spec
 
 GREEDY = SamplingParams(4, temperature=0)

@@ -8,7 +8,7 @@ import torch
 from bridge_engine.policy import Policy
 from bridge_engine.rollout.vllm import VllmSampler
 from bridge_engine.rollout.vllm_server import VllmServer
-from bridge_engine.spec import LoraSpec, RuntimeSpec, StudentSpec, TrainSpec
+from bridge_engine.spec.train import LoraSpec, RuntimeSpec, StudentSpec, TrainSpec
 from tests.support.vllm_server import PYTHON
 
 TINY = Path(__file__).resolve().parents[2] / "bridge_engine/assets/bridge-tiny"

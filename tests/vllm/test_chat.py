@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bridge_engine.catalog import SMOLLM
 from bridge_engine.errors import EngineError
-from bridge_engine.models import materialize_model
+from bridge_engine.models.catalog import SMOLLM
+from bridge_engine.models.folders import materialize_model
 from service.settings import Settings
 from service.store.migrate import upgrade
 from tests.api.house import Service

@@ -1,0 +1,1 @@
+"""Base models: their names, sizes and files, and how they are loaded."""
