@@ -11,6 +11,7 @@ from bridge_engine.spec.train import TrainSpec
 
 SAID_SO = (
     "DefaultCPUAllocator",
+    "std::bad_alloc",
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

@@ -10,21 +10,8 @@ import torch
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation import job as job_page
 from bridge_engine.evaluation.answers import COMPLETIONS, PROBLEMS
-from bridge_engine.evaluation.checks import read_card
-from bridge_engine.evaluation.job import Evaluation
-from bridge_engine.events import EventReader, EventWriter
-from bridge_engine.rewards import Verifier
-from bridge_engine.spec.job import check, fill, parse_spec
-from bridge_engine.state.checkpoint import MANIFEST
-from bridge_engine.state.run_state import Progress
-from tests.support.training import make_trainer
-
-SPEC = {
-    "kind": "eval",
-    "benchmarks": [{"name": "arithmetic", "limit": 14}],
-    "sampling": {"samples": 3, "temperature": 0.8, "max_new_tokens": 32, "batch_size": 12},
-    "runtime": {"threads": 1},
-}
+from bridge_engine.spec.job import parse_spec
+from tests.support.evaluations import SPEC, evaluation, events, lines, result, run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,47 +28,6 @@ def one_base():
     patch.setattr(job_page, "load_subject", once)
     yield
     patch.undo()
-
-
-def evaluation(folder, adapter=None, stop=lambda: False, **changes):
-    """The job of SPEC with these changes; `adapter` is a folder that an earlier run exported."""
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {**SPEC, **changes}
-    card = None
-    if adapter is not None:
-        shutil.copytree(adapter, folder / "init", dirs_exist_ok=True)
-        document["adapter"], card = "job_1@2", read_card(folder / "init")
-    spec = parse_spec(document)
-    assert check(spec, card) == []
-    return Evaluation(fill(spec, card), folder, EventWriter(folder), stop)
-
-
-def run(folder, **options):
-    """(the result, what was asked of each set) of an evaluation that is run to its end."""
-    with evaluation(folder, **options) as made:
-        assert made.run()
-    return result(folder)
-
-
-def events(folder, type_=None):
-    found = EventReader(folder / "events.jsonl").read(limit=10_000)
-    return [e for e in found if type_ in (None, e.type)]
-
-
-def result(folder):
-    """The result less what the clock says."""
-    (done,) = events(folder, "done")
-    return {**done.result, "seconds": None}
-
-
-def lines(path):
-    """The answers that were kept, by problem."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return {
-        line["id"]: [(a["text"], a["tokens"], a["truncated"]) for a in line["answers"]]
-        for line in found
-        if "id" in line
-    }
 
 
 @pytest.fixture(scope="module")
@@ -278,22 +224,11 @@ def test_a_run_whose_preset_missed_the_chat_template_warns_of_its_scores(tmp_pat
     assert "plain prompt of preset qwen2.5-math" in warning.message
 
 
-def test_what_the_answers_depend_on_beside_the_spec_is_looked_at_too(
-    undisturbed, trained, tmp_path
-):
+def test_answers_of_another_dtype_are_not_gone_on_from(undisturbed, tmp_path):
     shutil.copytree(undisturbed[0], tmp_path / "dtype")
     with pytest.raises(EngineError) as changed:
         evaluation(tmp_path / "dtype", runtime={"threads": 1, "dtype": "bfloat16"})
     assert (changed.value.code, changed.value.param) == ("spec_changed", "runtime.dtype")
-    folder = trained[0] / "adapters" / "step-000002"
-    with evaluation(tmp_path / "adapter", adapter=folder):
-        pass  # its directory says of which adapter it is
-    again = tmp_path / "again"
-    shutil.copytree(folder, again)
-    (again / MANIFEST).write_text((again / MANIFEST).read_text() + " ")  # another, of this name
-    with pytest.raises(EngineError) as other:
-        evaluation(tmp_path / "adapter", adapter=again)
-    assert (other.value.code, other.value.param) == ("spec_changed", "adapter")
 
 
 def test_a_set_that_is_finished_is_reported_once_and_at_its_own_step(tmp_path):
@@ -352,94 +287,6 @@ def test_two_splits_of_one_set_have_figures_of_their_own(tmp_path):
     found = run(tmp_path, benchmarks=sets, sampling={"max_new_tokens": 16})
     assert [one["name"] for one in found["benchmarks"]] == ["arithmetic:dev", "arithmetic:test"]
     assert "eval/arithmetic:test/pass@1" in events(tmp_path, "metric")[-1].metrics
-
-
-# --------------------------------------------------------------------------- of an adapter
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(the run directory of a training job, what it measured itself)."""
-    folder = tmp_path_factory.mktemp("trained")
-    return folder, train(folder)
-
-
-def train(folder, **changes):
-    """A training job of two steps in this run directory; what it measured at the end."""
-    made = make_trainer(
-        folder,
-        steps=2,
-        data={
-            "prompts": "arithmetic",
-            "demos": {"name": "arithmetic", "limit": 16},
-            "eval": {"name": "arithmetic", "limit": 20},
-        },
-        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
-        optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
-        runtime={"threads": 1},
-        **changes,
-    )
-    scripted = made.explorer.verifier
-    with made:
-        for step in range(2):
-            made._step(Progress(step=step))
-        assert scripted.asked
-        made.explorer.verifier = Verifier()
-        score = made.explorer.measure(2, made.method.options.policy, show=False)
-        made.explorer.verifier.close()
-        made.state.save(Progress(step=2))
-    return score
-
-
-def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(trained, tmp_path):
-    folder, score = trained
-    found = run(
-        tmp_path,
-        adapter=folder / "adapters" / "step-000002",
-        benchmarks=[{"name": "arithmetic", "limit": 20}],
-        sampling={},
-    )
-    (one,) = found["benchmarks"]
-    assert one["max_new_tokens"] == 20  # that of its training's evaluations, as its template
-    assert one["template"]["kind"] == "plain"
-    pass_at_1 = one["scores"]["pass@1"]
-    assert (pass_at_1["value"], pass_at_1["low"], pass_at_1["high"]) == (
-        score.accuracy,
-        *score.interval,
-    )
-    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
-    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
-    assert base["benchmarks"][0]["scores"] != one["scores"]
-    texts = lines(tmp_path / COMPLETIONS), lines(tmp_path / "base" / COMPLETIONS)
-    assert any(texts[0][name] != texts[1][name] for name in texts[1])
-
-
-def test_a_full_students_whole_model_is_evaluated_like_an_adapter(tmp_path):
-    score = train(tmp_path / "full", student="full", checkpoint={"every": 1})
-    found = run(
-        tmp_path / "eval",
-        adapter=tmp_path / "full" / "models" / "step-000002",
-        benchmarks=[{"name": "arithmetic", "limit": 20}],
-        sampling={},
-    )
-    (one,) = found["benchmarks"]
-    assert one["scores"]["pass@1"]["value"] == score.accuracy
-    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
-    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
-    assert base["benchmarks"][0]["reasons"] != one["reasons"]
-
-
-def test_an_adapter_of_another_base_or_with_other_bytes_is_refused(trained, tmp_path):
-    folder = trained[0] / "adapters" / "step-000002"
-    with pytest.raises(EngineError) as wrong:
-        job_page.load_subject("smollm2-135m-instruct", folder, parse_spec(SPEC).runtime)
-    assert wrong.value.code == "wrong_base"
-    shutil.copytree(folder, tmp_path / "damaged")
-    weights = tmp_path / "damaged" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(EngineError) as damaged:
-        job_page.load_subject("bridge-tiny", tmp_path / "damaged", parse_spec(SPEC).runtime)
-    assert damaged.value.code == "adapter_damaged"
 
 
 def test_a_generator_a_row_gives_each_row_the_numbers_of_its_own():

@@ -31,9 +31,10 @@ def test_an_allocation_that_the_machine_refuses_is_recognised():
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
     ],
-    ids=["CUDA", "driver", "cuBLAS", "cuDNN", "system"],
+    ids=["CUDA", "driver", "cuBLAS", "cuDNN", "C++", "system"],
 )
 def test_memory_that_runs_out_outside_torchs_allocator_is_recognised(error):
     assert is_out_of_memory(error)

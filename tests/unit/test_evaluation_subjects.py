@@ -1,0 +1,112 @@
+"""Whom an evaluation judges: the adapter or whole model that a training job left behind."""
+
+import shutil
+
+import pytest
+
+from bridge_engine.errors import EngineError
+from bridge_engine.evaluation import job as job_page
+from bridge_engine.evaluation.answers import COMPLETIONS
+from bridge_engine.rewards import Verifier
+from bridge_engine.spec.job import parse_spec
+from bridge_engine.state.checkpoint import MANIFEST
+from bridge_engine.state.run_state import Progress
+from tests.support.evaluations import SPEC, evaluation, lines, run
+from tests.support.training import make_trainer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(the run directory of a training job, what it measured itself)."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(folder)
+
+
+def train(folder, **changes):
+    """A training job of two steps in this run directory; what it measured at the end."""
+    made = make_trainer(
+        folder,
+        steps=2,
+        data={
+            "prompts": "arithmetic",
+            "demos": {"name": "arithmetic", "limit": 16},
+            "eval": {"name": "arithmetic", "limit": 20},
+        },
+        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
+        optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
+        runtime={"threads": 1},
+        **changes,
+    )
+    scripted = made.explorer.verifier
+    with made:
+        for step in range(2):
+            made._step(Progress(step=step))
+        assert scripted.asked
+        made.explorer.verifier = Verifier()
+        score = made.explorer.measure(2, made.method.options.policy, show=False)
+        made.explorer.verifier.close()
+        made.state.save(Progress(step=2))
+    return score
+
+
+def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(trained, tmp_path):
+    folder, score = trained
+    found = run(
+        tmp_path,
+        adapter=folder / "adapters" / "step-000002",
+        benchmarks=[{"name": "arithmetic", "limit": 20}],
+        sampling={},
+    )
+    (one,) = found["benchmarks"]
+    assert one["max_new_tokens"] == 20  # that of its training's evaluations, as its template
+    assert one["template"]["kind"] == "plain"
+    pass_at_1 = one["scores"]["pass@1"]
+    assert (pass_at_1["value"], pass_at_1["low"], pass_at_1["high"]) == (
+        score.accuracy,
+        *score.interval,
+    )
+    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
+    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
+    assert base["benchmarks"][0]["scores"] != one["scores"]
+    texts = lines(tmp_path / COMPLETIONS), lines(tmp_path / "base" / COMPLETIONS)
+    assert any(texts[0][name] != texts[1][name] for name in texts[1])
+
+
+def test_a_full_students_whole_model_is_evaluated_like_an_adapter(tmp_path):
+    score = train(tmp_path / "full", student="full", checkpoint={"every": 1})
+    found = run(
+        tmp_path / "eval",
+        adapter=tmp_path / "full" / "models" / "step-000002",
+        benchmarks=[{"name": "arithmetic", "limit": 20}],
+        sampling={},
+    )
+    (one,) = found["benchmarks"]
+    assert one["scores"]["pass@1"]["value"] == score.accuracy
+    assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
+    base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
+    assert base["benchmarks"][0]["reasons"] != one["reasons"]
+
+
+def test_an_adapter_of_another_base_or_with_other_bytes_is_refused(trained, tmp_path):
+    folder = trained[0] / "adapters" / "step-000002"
+    with pytest.raises(EngineError) as wrong:
+        job_page.load_subject("smollm2-135m-instruct", folder, parse_spec(SPEC).runtime)
+    assert wrong.value.code == "wrong_base"
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(EngineError) as damaged:
+        job_page.load_subject("bridge-tiny", tmp_path / "damaged", parse_spec(SPEC).runtime)
+    assert damaged.value.code == "adapter_damaged"
+
+
+def test_answers_of_another_adapter_of_the_same_name_are_not_gone_on_from(trained, tmp_path):
+    folder = trained[0] / "adapters" / "step-000002"
+    with evaluation(tmp_path / "adapter", adapter=folder):
+        pass  # its directory says of which adapter it is
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / MANIFEST).write_text((again / MANIFEST).read_text() + " ")
+    with pytest.raises(EngineError) as other:
+        evaluation(tmp_path / "adapter", adapter=again)
+    assert (other.value.code, other.value.param) == ("spec_changed", "adapter")
