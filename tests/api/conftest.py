@@ -75,10 +75,10 @@ def http(client: TestClient) -> Iterator[httpx.Client]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         port = listener.getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
             yield http
         server.should_exit = True
-        thread.join(10)
+        thread.join(120)
 
 
 class Worker:

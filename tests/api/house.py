@@ -38,7 +38,7 @@ def start_inference(port: int, **env: str) -> subprocess.Popen[bytes]:
     try:
         while True:
             try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).is_success
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=120).is_success
                 return process
             except httpx.TransportError:
                 assert process.poll() is None
@@ -58,7 +58,7 @@ def inference_process(**env: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def random_adapter(folder: Path, seed: int) -> Path:

@@ -41,7 +41,7 @@ def places(service: Service) -> int:
 
 def test_a_stream_holds_its_place_to_its_end(service: Service, vllm: FakeVllm) -> None:
     vllm.go_on = threading.Event()
-    with httpx.stream("POST", f"{service.url}/v1/completions", json=STREAM, timeout=30) as answer:
+    with httpx.stream("POST", f"{service.url}/v1/completions", json=STREAM, timeout=120) as answer:
         lines = answer.iter_lines()
         next(lines)
         assert places(service) == AT_ONCE - 1
@@ -52,7 +52,7 @@ def test_a_stream_holds_its_place_to_its_end(service: Service, vllm: FakeVllm) -
 
 def test_who_leaves_a_stream_gives_the_place_back(service: Service, vllm: FakeVllm) -> None:
     vllm.go_on = threading.Event()
-    with httpx.stream("POST", f"{service.url}/v1/completions", json=STREAM, timeout=30) as answer:
+    with httpx.stream("POST", f"{service.url}/v1/completions", json=STREAM, timeout=120) as answer:
         next(answer.iter_lines())
     until(lambda: places(service) == AT_ONCE and vllm.gone)
 
@@ -70,7 +70,7 @@ def test_who_leaves_before_the_answer_gives_the_place_back(
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
 def test_unknown_query_parameters_are_refused(service: Service, path: str) -> None:
-    answer = httpx.post(f"{service.url}{path}?strem=1", json=STREAM, timeout=30)
+    answer = httpx.post(f"{service.url}{path}?strem=1", json=STREAM, timeout=120)
     assert answer.status_code in (400, 422)
     assert "strem" in answer.text
     assert places(service) == AT_ONCE
@@ -95,7 +95,7 @@ def test_requests_share_a_connection_and_streams_leave_theirs(
 ) -> None:
     for number in range(6):
         body = {**STREAM, "stream": number % 2 == 0}
-        assert httpx.post(f"{service.url}/v1/completions", json=body, timeout=30).is_success
+        assert httpx.post(f"{service.url}/v1/completions", json=body, timeout=120).is_success
         until(lambda: places(service) == AT_ONCE)
     assert len(vllm.peers) == 1
 

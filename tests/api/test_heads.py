@@ -37,7 +37,7 @@ def service(settings: Settings) -> Iterator[Service]:
 
 
 def connect(url: str) -> socket.socket:
-    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=20)
+    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=120)
 
 
 def send(connection: socket.socket, line: bytes, most: int = SENT) -> int:
@@ -111,7 +111,7 @@ def test_nobody_waits_for_heads_without_an_end(service: Service) -> None:
     attack = threading.Thread(target=shout)
     attack.start()
     waits = []
-    with httpx.Client(base_url=service.url, timeout=20) as client:
+    with httpx.Client(base_url=service.url, timeout=120) as client:
         while attack.is_alive() or not waits:
             begun = time.monotonic()
             assert client.get("/healthz").status_code == 200
@@ -124,7 +124,7 @@ def test_long_heads_and_long_bodies_pass_on_one_connection(service: Service) -> 
     """Bytes of a body are none of a head, and each request's head is counted by itself."""
     body = b'{"method": "' + b"a" * 900_000 + b'"}'
     long = {"X": "a" * 60_000, "Content-Type": "application/json"}
-    with httpx.Client(base_url=service.url, timeout=20) as client:
+    with httpx.Client(base_url=service.url, timeout=120) as client:
         for _ in range(3):
             assert client.get("/healthz", headers=long).status_code == 200
             assert client.post("/jobs", content=body, headers=long).status_code == 422

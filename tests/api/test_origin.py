@@ -70,7 +70,7 @@ def test_several_hosts_are_400(client: TestClient, others: list[str]) -> None:
 def test_request_without_a_host_is_refused(http: httpx.Client, version: str, status: int) -> None:
     """HTTP/1.0 knows no Host, and needs none; but then it says no name of the service's either."""
     at = (http.base_url.host, http.base_url.port)
-    with socket.create_connection(at, timeout=20) as connection:
+    with socket.create_connection(at, timeout=120) as connection:
         connection.sendall(f"GET /healthz HTTP/{version}\r\n\r\n".encode())
         assert connection.recv(12).endswith(f" {status}".encode())
 

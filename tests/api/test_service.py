@@ -326,7 +326,7 @@ def _service(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"BRIDGE_DATABASE_URL": ""} | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -344,7 +344,7 @@ def test_process_migrates_serves_and_leaves_on_sigterm_with_a_stream_open(tmp_pa
         [sys.executable, "-m", "service"], env=env | {"BRIDGE_DATABASE_URL": ""}
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
             deadline = time.monotonic() + 120  # on a busy machine
             while True:
                 try:
@@ -360,7 +360,7 @@ def test_process_migrates_serves_and_leaves_on_sigterm_with_a_stream_open(tmp_pa
                 began = time.monotonic()
                 process.terminate()
                 list(lines)  # ends instead of hanging
-        process.wait(30)
+        process.wait(120)
         assert time.monotonic() - began < 30
     finally:
         process.kill()

@@ -88,13 +88,13 @@ def test_a_stream_comes_as_it_is_written_and_ends_upstream_when_the_client_leave
     digest = save(house, 2, "one")
     vllm.go_on = threading.Event()
     body = {"adapter": house.job, "prompt": "1", "stream": True}
-    with httpx.stream("POST", f"{service.url}/generate", json=body, timeout=30) as answer:
+    with httpx.stream("POST", f"{service.url}/generate", json=body, timeout=120) as answer:
         lines = answer.iter_lines()
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["choices"][0]["text"] == digest[:4]  # while the rest is not written yet
     until(lambda: vllm.gone)
     vllm.go_on = None
-    whole = httpx.post(f"{service.url}/generate", json=body, timeout=30).text
+    whole = httpx.post(f"{service.url}/generate", json=body, timeout=120).text
     assert whole.endswith("data: [DONE]\n\n")
 
 
@@ -133,7 +133,7 @@ def test_fifty_adapters_under_random_traffic_answer_by_their_own_weights(
                 break
         return text(answer)
 
-    with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:
+    with httpx.Client(base_url=service.url, timeout=120) as http, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, traffic))
     assert found == [digests[number] for number in traffic]
     assert len(vllm.adapters) <= KEPT
@@ -215,10 +215,10 @@ def test_deleting_a_job_unloads_its_adapters_at_once(
     save(house, 2, "one")
     ask(service, adapter=house.job)
     assert vllm.adapters
-    cancelled = httpx.post(f"{service.url}/jobs/{house.job}/cancel", timeout=30)
+    cancelled = httpx.post(f"{service.url}/jobs/{house.job}/cancel", timeout=120)
     assert cancelled.status_code in (200, 202), cancelled.text
     house.store.finish(house.job, house.attempt, "cancelled")
-    assert httpx.delete(f"{service.url}/jobs/{house.job}", timeout=30).is_success
+    assert httpx.delete(f"{service.url}/jobs/{house.job}", timeout=120).is_success
     until(lambda: not vllm.adapters)
 
 
@@ -342,7 +342,7 @@ def test_none_of_vllms_own_paths_is_reached_through_us(service: Service, vllm: F
     weights. Through us nobody does."""
     known = {at for at, _ in vllm.asked}
     detours = [f"/v1/models/..{path}" for path in ("/pause", "/invocations")]
-    with httpx.Client(base_url=service.url, timeout=30) as http:
+    with httpx.Client(base_url=service.url, timeout=120) as http:
         for path in [*PATHS, *detours, "/v1/models/%2e%2e%2fpause"]:
             answer = http.post(path, json={"model": "bridge-tiny"})
             assert 400 <= answer.status_code < 500, (path, answer.text)

@@ -167,7 +167,7 @@ def test_an_answer_that_is_none_is_a_502(service: Service, vllm: FakeVllm, said:
 def test_line_ends_of_unicode_are_text_in_a_stream(service: Service, vllm: FakeVllm) -> None:
     vllm.says = "a\u2028b\u2029c\x85d\x0be\x1cf"
     body = {"model": "bridge-tiny", "prompt": "1", "stream": True}
-    answer = httpx.post(f"{service.url}/generate", json=body, timeout=30).content.decode()
+    answer = httpx.post(f"{service.url}/generate", json=body, timeout=120).content.decode()
     *events, end, rest = answer.split("\n\n")
     assert (end, rest) == ("data: [DONE]", "")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
@@ -184,7 +184,7 @@ def test_several_greedy_choices_are_one_so_many_times(
     body = {"model": "bridge-tiny", "prompt": "1", "temperature": 0, "n": 3, "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}
-    answer = httpx.post(f"{service.url}/v1/completions", json=body, timeout=30)
+    answer = httpx.post(f"{service.url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     events = answer.text.split("\n\n")[:-2] if stream else [answer.text]
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
@@ -199,7 +199,7 @@ def test_several_greedy_choices_are_one_so_many_times(
 def chat(service: Service) -> httpx.Response:
     messages = [{"role": "user", "content": "1+1?"}]
     body = {"model": "bridge-tiny", "messages": messages}
-    return httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=30)
+    return httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=120)
 
 
 def test_a_base_models_chat_ends_where_its_adapters_do_and_tells_the_day_of_training(

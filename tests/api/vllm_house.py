@@ -90,7 +90,7 @@ def many(house: House, count: int) -> list[str]:
 
 
 def ask(service: Service, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/generate", json={"prompt": "1+1?"} | body, timeout=60)
+    return httpx.post(f"{service.url}/generate", json={"prompt": "1+1?"} | body, timeout=120)
 
 
 def text(response: httpx.Response) -> str:

@@ -52,7 +52,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def bridge(
@@ -178,7 +178,7 @@ def test_ctrl_c_stops_the_watching_and_not_the_job(url: str) -> None:
     assert watching.stderr is not None
     assert job_id in watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
-    _, complaint = watching.communicate(timeout=60)
+    _, complaint = watching.communicate(timeout=120)
     assert watching.returncode == 130
     assert f"{job_id} goes on" in complaint
     assert "bridge jobs cancel" in complaint
@@ -311,7 +311,7 @@ def test_a_service_of_another_home_or_port_is_told_with_commands_that_work(
     assert "export BRIDGE_URL=http://127.0.0.1:8003" in told
     words = shlex.split(hints.down(other))
     assert words[-2:] == ["--home", str(other.path)]
-    assert subprocess.run(words, cwd="/", capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(words, cwd="/", capture_output=True, timeout=120).returncode == 0
     assert hints.elsewhere(other, "http://127.0.0.1:8000")
     assert "--url http://127.0.0.1:8003" in hints.reaching(other, "http://127.0.0.1:8003")
     monkeypatch.setenv("BRIDGE_HOME", str(other.path))

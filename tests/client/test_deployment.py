@@ -161,7 +161,7 @@ def test_both_images_hold_the_small_pretrained_model() -> None:
 def test_a_wrong_word_after_the_worker_is_refused() -> None:
     """So that `relay` in the compose file is a command, not something ignored."""
     done = subprocess.run(
-        [sys.executable, "-m", "worker", "frobnicate"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "worker", "frobnicate"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     assert "relay" in done.stderr

@@ -12,7 +12,7 @@ HEAVY = ["torch", "transformers", "peft", "numpy", "sqlalchemy", "fastapi", "ser
 
 def run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     return done.stdout.strip()
 

@@ -33,7 +33,7 @@ def house(path: Path, *crashers: str) -> Iterator[tuple[subprocess.Popen[str], H
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def ready(home: Home) -> State:
@@ -53,7 +53,7 @@ def test_where_vllm_answers_no_inference_process_is_started(
         assert set(state.children) == {"service", "worker"}
         assert state.inference_url == "http://127.0.0.1:8010"
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_all_children_stop_politely_on_sigterm_and_nothing_is_left(tmp_path: Pat
         state = ready(home)
         assert set(state.children) == {"service", "worker", "inference"}
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert not any(child.alive() for child in state.children.values())
     for name in state.children:
         assert home.log(name).read_text().splitlines() == ["started", "stopped politely"]
@@ -87,7 +87,7 @@ def test_a_killed_child_is_started_again_and_the_others_are_left_alone(tmp_path:
 
 def test_a_child_that_cannot_start_ends_it_all_with_the_end_of_its_log(tmp_path: Path) -> None:
     with house(tmp_path, "service") as (process, home):
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "service ended 4 times (last: status 3)" in out
     assert "I cannot go on" in out
@@ -103,7 +103,7 @@ def test_a_child_that_says_why_it_cannot_start_ends_it_all_at_once(
     home.create()
     home.log(name).write_text("of an earlier start\n")
     with house(tmp_path, f"{name}=2:{seconds}") as (process, _):
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert out == "I cannot go on\n"
     assert home.state() is None
@@ -149,7 +149,7 @@ def test_a_home_has_one_supervisor(tmp_path: Path) -> None:
     with house(tmp_path) as (_, home):
         first = ready(home)
         with house(tmp_path) as (second, _):
-            assert second.wait(60) == 9
+            assert second.wait(120) == 9
         assert home.running() == first
 
 

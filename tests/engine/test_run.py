@@ -120,7 +120,7 @@ def test_resume_is_bitwise(undisturbed, tmp_path, stop):
     process = engine.start()
     engine.wait_for_step(process, 3)
     process.send_signal(stop)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == (EXIT_STOPPED if stop == signal.SIGTERM else -signal.SIGKILL)
     status, output = engine.finish()
     assert status == EXIT_DONE, output
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(undisturbed, 
     process = engine.start()
     engine.wait_for_step(process, 5)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     folders = sorted((engine.run_dir / "checkpoints").glob("step-*"))
     assert len(folders) == 2
     os.truncate(folders[-1] / "teacher.safetensors", 10)
@@ -184,7 +184,7 @@ def test_two_engines_never_share_a_run_directory(tmp_path):
     first = engine.start()
     engine.wait_for_step(first, 0)
     second = engine.start()
-    output, _ = second.communicate(timeout=60)
+    output, _ = second.communicate(timeout=120)
     first.kill()
     first.communicate()
     assert second.returncode == EXIT_FAILED
@@ -198,7 +198,7 @@ def test_an_engine_whose_parent_died_stops(tmp_path):
     os.close(read_end)
     engine.wait_for_step(process, 1)
     os.close(write_end)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == EXIT_FAILED
 
 

@@ -67,7 +67,7 @@ def _start(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
 

@@ -351,7 +351,7 @@ def test_a_job_that_lost_its_lease_publishes_no_row(
     gate.shut()  # the next checkpoint waits for its upload
     time.sleep(0.3)
     store.release(job_id, 1)
-    thread.join(60)
+    thread.join(120)
     assert answer == ["stale"]
     before = {row.prefix for row in store.states(job_id)}
     gate.open()

@@ -84,7 +84,7 @@ def running(
     finally:
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -223,7 +223,7 @@ def test_a_stopped_celery_worker_hands_its_job_back(
         with running(CELERY, environment, tmp_path / "celery.log") as worker:
             wait_until(store, job_id, lambda job: job.progress_step >= 3)
             worker.terminate()
-            assert worker.wait(60) == 0
+            assert worker.wait(120) == 0
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
         assert job.checkpoint_step == job.progress_step, "the engine has saved"
@@ -266,7 +266,7 @@ def test_a_celery_worker_leaves_within_the_grace_and_leaves_nothing_running(
         with running(CELERY, environment | grace, tmp_path / "celery.log") as worker:
             wait_until(store, job_id, lambda job: job.progress_step >= 2)
             worker.terminate()
-            assert worker.wait(60) == 0
+            assert worker.wait(120) == 0
         job = store.get_job(job_id)
         assert (job.status, job.lost_attempts) == ("queued", 0)
     for name in ("engine", "child"):
@@ -315,7 +315,7 @@ def test_a_worker_looks_for_jobs_with_free_slots_alone(
         time.sleep(2)
         assert [store.get_job(job_id).status for job_id in jobs] == ["running", "queued"]
         worker.terminate()
-        assert worker.wait(60) == 0
+        assert worker.wait(120) == 0
         job = store.get_job(jobs[0])
         assert (job.status, job.lost_attempts) == ("queued", 0), "handed back like any other"
         assert job.checkpoint_step == job.progress_step

@@ -73,7 +73,7 @@ def in_thread(job_id: str, store: Store, settings: Settings) -> tuple[threading.
 @contextmanager
 def held(settings: Settings) -> Iterator[None]:
     """Another program keeps the database's write lock."""
-    with closing(sqlite3.connect(settings.home / "bridge.db", timeout=60)) as other:
+    with closing(sqlite3.connect(settings.home / "bridge.db", timeout=120)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
 
@@ -123,7 +123,7 @@ def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 3)
     with held(settings):
-        thread.join(60)
+        thread.join(120)
     assert answer == ["stale"]
     assert until(store.requeue_expired) == [job_id]
 
@@ -138,7 +138,7 @@ def test_an_engine_that_cannot_end_by_itself_is_killed_once_its_job_is_anothers(
     engine = psutil.Process(int((settings.run_dir(job_id) / "engine.pid").read_text()))
     engine.suspend()
     store.release(job_id, 1)
-    thread.join(60)
+    thread.join(120)
     assert answer == ["stale"]
     assert not engine.is_running()
 

@@ -91,7 +91,7 @@ def alone(tmp_path: Path) -> Iterator[Alone]:
 def test_an_engine_ends_with_all_it_started_when_its_deadline_passes(alone: Alone) -> None:
     deadline = time.monotonic() + 1
     alone.deadline.set(deadline)
-    assert alone.process.wait(60) != 0
+    assert alone.process.wait(120) != 0
     assert time.monotonic() >= deadline, "not before"
     assert gone(int((alone.run / "child.pid").read_text()))
 
@@ -102,7 +102,7 @@ def test_an_engine_that_wakes_after_its_deadline_writes_nothing(alone: Alone) ->
     written = alone.events.read_bytes()
     alone.deadline.set(0)
     alone.process.send_signal(signal.SIGCONT)
-    alone.process.wait(60)
+    alone.process.wait(120)
     assert alone.events.read_bytes() == written
 
 
@@ -326,7 +326,7 @@ def test_a_worker_leaves_within_the_grace_whatever_its_engine_does(
     worker = start(GRACE_SECONDS=1)
     wait_until(store, job_id, at_step(2))
     worker.terminate()
-    assert worker.wait(60) == 0
+    assert worker.wait(120) == 0
     job = store.get_job(job_id)
     assert (job.status, job.lost_attempts) == ("queued", 0)
     assert gone(pid_of(home, job_id))
@@ -346,6 +346,6 @@ def test_a_worker_that_waits_for_a_run_directory_leaves_when_it_is_told_to(
         wait_until(store, job_id, lambda job: job.status == "running")
         time.sleep(1)
         worker.terminate()
-        assert worker.wait(60) == 0
+        assert worker.wait(120) == 0
     job = store.get_job(job_id)
     assert (job.status, job.lost_attempts) == ("queued", 0)

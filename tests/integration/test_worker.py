@@ -77,7 +77,7 @@ def start(home: Path) -> Iterator[Start]:
             worker.send_signal(signal.SIGCONT)
     for worker in workers:
         try:
-            worker.wait(10)
+            worker.wait(120)
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
@@ -278,7 +278,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back(store: Store, start: S
     first = start()
     wait_until(store, job_id, at_step(4))
     first.terminate()
-    assert first.wait(60) == 0
+    assert first.wait(120) == 0
     job = store.get_job(job_id)
     assert (job.status, job.lost_attempts) == ("queued", 0)
     assert job.checkpoint_step == job.progress_step, "the engine has saved"
@@ -344,7 +344,7 @@ def test_a_lost_run_directory_starts_over_without_losing_count(
     first = start()
     wait_until(store, job_id, at_step(7))
     first.terminate()
-    first.wait(60)
+    first.wait(120)
     shutil.rmtree(home / "runs" / job_id)
     start()
     assert wait_until(store, job_id, ended).status == "succeeded"

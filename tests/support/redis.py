@@ -36,5 +36,5 @@ def running_redis() -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(120)
         shutil.rmtree(folder, ignore_errors=True)

@@ -34,5 +34,5 @@ class Served:
 
     def __exit__(self, *_: Any) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(120)
         self._listener.close()

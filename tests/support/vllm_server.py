@@ -67,7 +67,7 @@ class Vllm:
         """Politely, and then at once."""
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.kill()
 

@@ -51,7 +51,7 @@ def test_a_hub_model_without_network_says_what_to_do() -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stdout.startswith("model_unavailable True")
     assert "HF_HUB_OFFLINE" in done.stdout
@@ -72,7 +72,7 @@ def test_a_hub_model_in_the_local_cache_needs_no_network(places: Path) -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=60,
+        timeout=120,
     )  # fmt: skip
     assert "source='hub', context=99" in done.stdout
 
@@ -119,7 +119,7 @@ def test_a_known_model_whose_weights_are_half_here_still_has_all_its_parameters(
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(places / "hf")},
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=60,
+        timeout=120,
     )  # fmt: skip
     assert "context=99, parameters=3085938688" in done.stdout
 

@@ -338,7 +338,7 @@ def _offline(code: str, home: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         env={**kept, **settings},
         cwd=Path(__file__).parents[2],
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -59,7 +59,7 @@ def test_a_server_that_dies_fails_the_run_for_the_next_attempt_to_go_on(tmp_path
         engine = Engine(tmp_path / "run", **SAMPLED, steps=10_000)
         process = engine.start()
         engine.wait_for_step(process, 2)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == EXIT_FAILED
     failure = engine.events()[-1]
     assert (failure.type, failure.category, failure.retryable) == ("error", "infra", True)

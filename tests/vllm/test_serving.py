@@ -137,7 +137,7 @@ def house(service, weights):
 
 def loaded(vllm):
     headers = {"Authorization": f"Bearer {KEY}"}
-    cards = httpx.get(f"{vllm.url}/v1/models", headers=headers, timeout=60).json()["data"]
+    cards = httpx.get(f"{vllm.url}/v1/models", headers=headers, timeout=120).json()["data"]
     return {card["id"] for card in cards if card["parent"]}
 
 
@@ -257,17 +257,17 @@ def test_a_rank_above_the_servers_names_the_option(service, weights, tmp_path):
     house = House(service.app.state.settings, service.store, {"wide": wide})
     house.save(1, "wide", rank=64)
     body = {"adapter": house.job, "prompt": "1"}
-    answer = httpx.post(f"{service.url}/generate", json=body, timeout=60)
+    answer = httpx.post(f"{service.url}/generate", json=body, timeout=120)
     assert answer.status_code == 409
     assert "--max-lora-rank 64" in answer.json()["detail"]
 
 
 def test_a_download_is_what_vllm_loads_as_it_is(service, house, vllm, expected, tmp_path):
-    archive = httpx.get(f"{service.url}/adapters/{house.job}@2/download", timeout=60).content
+    archive = httpx.get(f"{service.url}/adapters/{house.job}@2/download", timeout=120).content
     with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
         zipped.extractall(tmp_path / "unpacked")
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=vllm.url, headers=headers, timeout=60) as http:
+    with httpx.Client(base_url=vllm.url, headers=headers, timeout=120) as http:
         body = {"lora_name": "downloaded", "lora_path": str(tmp_path / "unpacked")}
         assert http.post("/v1/load_lora_adapter", json=body).is_success
         asked = {"model": "downloaded", "prompt": PROMPTS[0], "max_tokens": TOKENS}
@@ -288,12 +288,12 @@ def test_what_is_wrong_with_a_request_is_said(service, house):
 
 
 def test_every_path_that_the_real_server_has_is_out_of_reach(service, vllm):
-    paths = httpx.get(f"{vllm.url}/openapi.json", timeout=60).json()["paths"]
+    paths = httpx.get(f"{vllm.url}/openapi.json", timeout=120).json()["paths"]
     ours = {"/v1/models", "/v1/completions", "/v1/chat/completions", "/metrics", "/adapters"}
     theirs = {path for path in paths if path not in ours and "{" not in path}
     assert {"/invocations", "/v1/load_lora_adapter"} <= theirs
     assert theirs <= set(PATHS), "the fake's list is out of date"
-    with httpx.Client(base_url=service.url, timeout=30) as http:
+    with httpx.Client(base_url=service.url, timeout=120) as http:
         for path in theirs:
             for method in ("GET", "POST"):
                 assert http.request(method, path, json={}).status_code in (404, 405), path
@@ -304,17 +304,17 @@ def test_every_path_that_the_real_server_has_is_out_of_reach(service, vllm):
 def test_who_hangs_up_is_not_written_for(service, house, vllm):
     def figure(name):
         headers = {"Authorization": f"Bearer {KEY}"}
-        lines = httpx.get(f"{vllm.url}/metrics", headers=headers, timeout=60).text.splitlines()
+        lines = httpx.get(f"{vllm.url}/metrics", headers=headers, timeout=120).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
     body = {
         "adapter": f"{house.job}@1", "prompt": "1", "temperature": 1.5, "max_tokens": 250,
         "n": 16, "seed": 3,
     }  # fmt: skip
-    whole = httpx.post(f"{service.url}/generate", json=body, timeout=60).json()["usage"]
+    whole = httpx.post(f"{service.url}/generate", json=body, timeout=120).json()["usage"]
     before = figure("vllm:generation_tokens_total")
     with httpx.stream(
-        "POST", f"{service.url}/generate", json=body | {"stream": True}, timeout=60
+        "POST", f"{service.url}/generate", json=body | {"stream": True}, timeout=120
     ) as answer:
         next(answer.iter_bytes())
     deadline = time.monotonic() + 60
@@ -354,7 +354,7 @@ def test_a_full_student_is_served_as_a_model_of_its_own(tmp_path, tmp_path_facto
         assert house.status(4) == "ready"
         turn = {"role": "user", "content": "?"}
         chat = {"adapter": name, "messages": [turn], "max_tokens": TOKENS}
-        told = httpx.post(f"{service.url}/generate", json=chat, timeout=60).json()
+        told = httpx.post(f"{service.url}/generate", json=chat, timeout=120).json()
         assert told["choices"][0]["text"] == answer.choices[0].text, "the day of training"
 
 
