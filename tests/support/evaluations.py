@@ -6,7 +6,10 @@ import shutil
 from bridge_engine.evaluation.checks import read_card
 from bridge_engine.evaluation.job import Evaluation
 from bridge_engine.events import EventReader, EventWriter
+from bridge_engine.rewards import Verifier
 from bridge_engine.spec.job import check, fill, parse_spec
+from bridge_engine.state.run_state import Progress
+from tests.support.training import make_trainer
 
 SPEC = {
     "kind": "eval",
@@ -55,3 +58,30 @@ def lines(path):
         for line in found
         if "id" in line
     }
+
+
+def train(folder, **changes):
+    """A training job of two steps in this run directory; what it measured at the end."""
+    made = make_trainer(
+        folder,
+        steps=2,
+        data={
+            "prompts": "arithmetic",
+            "demos": {"name": "arithmetic", "limit": 16},
+            "eval": {"name": "arithmetic", "limit": 20},
+        },
+        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
+        optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
+        runtime={"threads": 1},
+        **changes,
+    )
+    scripted = made.explorer.verifier
+    with made:
+        for step in range(2):
+            made._step(Progress(step=step))
+        assert scripted.asked
+        made.explorer.verifier = Verifier()
+        score = made.explorer.measure(2, made.method.options.policy, show=False)
+        made.explorer.verifier.close()
+        made.state.save(Progress(step=2))
+    return score

@@ -7,12 +7,9 @@ import pytest
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation import job as job_page
 from bridge_engine.evaluation.answers import COMPLETIONS
-from bridge_engine.rewards import Verifier
 from bridge_engine.spec.job import parse_spec
 from bridge_engine.state.checkpoint import MANIFEST
-from bridge_engine.state.run_state import Progress
-from tests.support.evaluations import SPEC, evaluation, lines, run
-from tests.support.training import make_trainer
+from tests.support.evaluations import SPEC, evaluation, lines, run, train
 
 
 @pytest.fixture(scope="module")
@@ -20,33 +17,6 @@ def trained(tmp_path_factory):
     """(the run directory of a training job, what it measured itself)."""
     folder = tmp_path_factory.mktemp("trained")
     return folder, train(folder)
-
-
-def train(folder, **changes):
-    """A training job of two steps in this run directory; what it measured at the end."""
-    made = make_trainer(
-        folder,
-        steps=2,
-        data={
-            "prompts": "arithmetic",
-            "demos": {"name": "arithmetic", "limit": 16},
-            "eval": {"name": "arithmetic", "limit": 20},
-        },
-        eval={"every": 0, "student_alone": False, "max_new_tokens": 20},
-        optimizer={"student_lr": 3e-3, "teacher_lr": 3e-3},
-        runtime={"threads": 1},
-        **changes,
-    )
-    scripted = made.explorer.verifier
-    with made:
-        for step in range(2):
-            made._step(Progress(step=step))
-        assert scripted.asked
-        made.explorer.verifier = Verifier()
-        score = made.explorer.measure(2, made.method.options.policy, show=False)
-        made.explorer.verifier.close()
-        made.state.save(Progress(step=2))
-    return score
 
 
 def test_a_training_job_and_an_evaluation_give_the_same_policy_the_same_score(trained, tmp_path):

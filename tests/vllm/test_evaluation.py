@@ -14,8 +14,8 @@ from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.events import EXIT_DONE
 from bridge_engine.rollout.serving_weights import write_untied
 from tests.engine.test_run import Engine
+from tests.support.evaluations import events, lines, result, run, train
 from tests.support.vllm_server import vllm_server
-from tests.unit.test_evaluation import events, lines, result, run, train
 from tests.vllm.conftest import TINY
 
 GREEDY = {"max_new_tokens": 32, "batch_size": 8}
