@@ -308,10 +308,11 @@ def test_who_hangs_up_is_not_written_for(service, house, vllm):
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
     body = {
-        "adapter": f"{house.job}@1", "prompt": "1", "temperature": 1.5, "max_tokens": 250,
-        "n": 16, "seed": 3,
+        "adapter": f"{house.job}@1", "prompt": "12+34-5+67-8+90?", "temperature": 2.0,
+        "max_tokens": 220, "n": 16, "seed": 3,
     }  # fmt: skip
     whole = httpx.post(f"{service.url}/generate", json=body, timeout=120).json()["usage"]
+    assert whole["completion_tokens"] > 16 * 20  # or it would be over before anybody hangs up
     before = figure("vllm:generation_tokens_total")
     with httpx.stream(
         "POST", f"{service.url}/generate", json=body | {"stream": True}, timeout=120
