@@ -49,8 +49,8 @@ def default_url() -> str:
         return named
     from bridge_client.home import Home
 
-    running = Home().running()
-    return running.url if running else DEFAULT_URL
+    there = Home().answering()
+    return there.url if there else DEFAULT_URL
 
 
 def project_header(project: str | None) -> dict[str, str]:

@@ -108,8 +108,9 @@ def up(
 
     place = Home(home)
     running = place.running()
-    if running:
-        print(f"Bridge already runs in {place.path} at {running.url}")
+    if running and (running.ready or not detach):
+        how = "already runs" if running.ready else "is starting"
+        print(f"Bridge {how} in {place.path} at {running.url}")
         print(f"Stop it with `{hints.down(place)}`.")
         return
     if detach:

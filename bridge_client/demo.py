@@ -79,6 +79,9 @@ def _service(home: Home, port: int, console: Console) -> State:
         console.print(f"[bold]1.[/] Bridge already runs at {running.url}")
         _check(home, running)
         return running
+    if not running and (left := supervisor.stop(home)):  # it holds the port
+        names = ", ".join(left.leftovers)
+        console.print(f"Stopped what a killed supervisor had left running: {names}")
     if not running and not ports.is_free(port):
         other = ports.free_port(port + 1)
         console.print(f"Port {port} is taken by {escape(ports.holder(port))}; using {other}.")

@@ -231,6 +231,41 @@ def test_down_after_a_killed_supervisor_says_what_it_stopped(tmp_path: Path) -> 
     assert house.bridge("down").stdout == f"Nothing runs in {tmp_path}.\n"
 
 
+def test_the_same_up_starts_a_home_again_whose_supervisor_was_killed(tmp_path: Path) -> None:
+    """Until then, what it left is found where it answers."""
+    house = make_house(tmp_path)
+    house.up()
+    try:
+        left = house.state
+        os.kill(left.supervisor.pid, signal.SIGKILL)
+        until(lambda: house.home.running() is None)
+        assert house.bridge("jobs", "list", "-o", "json").stdout == "[]\n"
+        done = house.bridge("up", "--detach", "--port", str(house.port))
+        assert done.returncode == 0, done.stderr
+        assert "Stopped what a killed supervisor had left running" in done.stdout
+        assert not any(child.alive() for child in left.children.values())
+        assert house.bridge("jobs", "list", "-o", "json").stdout == "[]\n"
+    finally:
+        house.down()
+
+
+def test_starts_at_the_same_time_all_return_when_the_service_is_ready(tmp_path: Path) -> None:
+    house = make_house(tmp_path)
+    command = [sys.executable, "-m", "bridge_client.cli", "up", "-d", "--port", str(house.port)]
+    starts = [
+        subprocess.Popen(command, env=house.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        for start in starts:
+            told, _ = start.communicate(timeout=240)
+            assert start.returncode == 0
+            assert f"Bridge is ready at {house.url}" in told
+            assert house.state.ready
+    finally:
+        house.down()
+
+
 def test_up_in_another_home_on_the_same_port_says_who_holds_it(
     house: House, tmp_path: Path
 ) -> None:
