@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import httpx
 
-from bridge_client import models
+from bridge_client import _given, models
+from bridge_client._given import segment
 from bridge_client.errors import APIStatusError, BridgeError, ConnectionError
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def default_url() -> str:
 def project_header(project: str | None) -> dict[str, str]:
     """The header that chooses the project: the one given, else BRIDGE_PROJECT, else none."""
     project = project or os.environ.get("BRIDGE_PROJECT")
-    return {"Bridge-Project": project} if project else {}
+    return {"Bridge-Project": _given.header("project", project)} if project else {}
 
 
 def is_loopback(url: str) -> bool:
@@ -91,9 +91,12 @@ class Call(Generic[T]):
     def arguments(self) -> Iterator[dict[str, Any]]:
         """Keyword arguments for httpx; a file to upload is opened anew for every try."""
         known = {k: v for k, v in self.params.items() if v is not None}
+        for value in known.values():
+            _given.text(str(value))
         arguments: dict[str, Any] = {"params": known, "headers": dict(self.headers)}
         if self.json is not None:
-            arguments["json"] = self.json
+            arguments["content"] = _given.body(self.json)
+            arguments["headers"]["Content-Type"] = "application/json"
         if self.timeout is not None:
             arguments["timeout"] = self.timeout
         with ExitStack() as stack:
@@ -198,11 +201,6 @@ def check(response: httpx.Response) -> httpx.Response:
 # --------------------------------------------------------------------------- the calls
 
 
-def _segment(name: str) -> str:
-    """A name as one part of a path, whatever is in it."""
-    return quote(name, safe="@")
-
-
 def _one(model: type[Record]) -> Callable[[httpx.Response], Record]:
     return lambda response: model.model_validate(response.json())
 
@@ -228,7 +226,8 @@ def submit(
 
 
 def _key(idempotency_key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    key = idempotency_key or str(uuid.uuid4())
+    return {"Idempotency-Key": _given.header("idempotency key", key)}
 
 
 def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
@@ -236,7 +235,7 @@ def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
 
 
 def job(job_id: str) -> Call[models.Job]:
-    return Call("GET", f"/jobs/{_segment(job_id)}", _one(models.Job))
+    return Call("GET", f"/jobs/{segment(job_id)}", _one(models.Job))
 
 
 def jobs(**query: Any) -> Call[models.Page[models.Job]]:
@@ -245,13 +244,13 @@ def jobs(**query: Any) -> Call[models.Page[models.Job]]:
 
 def request(job_id: str, verb: str) -> Call[models.Job]:
     """`cancel`, `pause`, `resume` or `retry`: asking twice is the same as once."""
-    return Call("POST", f"/jobs/{_segment(job_id)}/{verb}", _one(models.Job))
+    return Call("POST", f"/jobs/{segment(job_id)}/{verb}", _one(models.Job))
 
 
 def fork(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
     """Always with an Idempotency-Key, so that sending it twice makes one job."""
     return Call(
-        *("POST", f"/jobs/{_segment(job_id)}/fork", _one(models.Job)),
+        *("POST", f"/jobs/{segment(job_id)}/fork", _one(models.Job)),
         json={key: value for key, value in body.items() if value is not None},
         headers=_key(idempotency_key),
     )
@@ -259,7 +258,7 @@ def fork(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call
 
 def prioritize(job_id: str, priority: int) -> Call[models.Job]:
     body = {"priority": priority}
-    return Call("PATCH", f"/jobs/{_segment(job_id)}", _one(models.Job), json=body)
+    return Call("PATCH", f"/jobs/{segment(job_id)}", _one(models.Job), json=body)
 
 
 def projects(**_: Any) -> Call[models.Page[models.Project]]:
@@ -271,40 +270,41 @@ def create_project(body: dict[str, Any]) -> Call[models.Project]:
 
 
 def update_project(project_id: str, body: dict[str, Any]) -> Call[models.Project]:
-    path = f"/projects/{_segment(project_id)}"
+    path = f"/projects/{segment(project_id)}"
     return Call("PUT", path, _one(models.Project), json=body)
 
 
 def metrics(
-    job_id: str, keys: Sequence[str] | None, after_step: int | None, max_points: int | None
+    job_id: str, keys: str | Sequence[str] | None, after_step: int | None, max_points: int | None
 ) -> Call[models.Metrics]:
+    names = [keys] if isinstance(keys, str) else keys
     params = {
-        "keys": ",".join(keys) if keys else None,
+        "keys": ",".join(names) if names else None,
         "after_step": after_step,
         "max_points": max_points,
     }
     return Call(
         "GET",
-        f"/jobs/{_segment(job_id)}/metrics",
+        f"/jobs/{segment(job_id)}/metrics",
         lambda r: models.Metrics.parse(r.json()),
         params=params,
     )
 
 
 def samples(job_id: str, **query: Any) -> Call[models.Page[models.Sample]]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/samples", _page(models.Sample), params=query)
+    return Call("GET", f"/jobs/{segment(job_id)}/samples", _page(models.Sample), params=query)
 
 
 def checkpoints(job_id: str) -> Call[list[models.Checkpoint]]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/checkpoints", _data(models.Checkpoint))
+    return Call("GET", f"/jobs/{segment(job_id)}/checkpoints", _data(models.Checkpoint))
 
 
 def logs(job_id: str, tail: int | None) -> Call[str]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/logs", lambda r: r.text, params={"tail": tail})
+    return Call("GET", f"/jobs/{segment(job_id)}/logs", lambda r: r.text, params={"tail": tail})
 
 
 def events_path(job_id: str) -> str:
-    return f"/jobs/{_segment(job_id)}/events"
+    return f"/jobs/{segment(job_id)}/events"
 
 
 def upload(path: Path) -> Call[models.Dataset]:
@@ -325,17 +325,17 @@ def adapters(**query: Any) -> Call[models.Page[models.Adapter]]:
 
 
 def adapter(name: str) -> Call[models.Adapter]:
-    return Call("GET", f"/adapters/{_segment(name)}", _one(models.Adapter))
+    return Call("GET", f"/adapters/{segment(name)}", _one(models.Adapter))
 
 
 def download(name: str) -> Call[None]:
     """What is asked for; the answer is read piece by piece (`_download`)."""
-    path = f"/adapters/{_segment(name)}/download"
+    path = f"/adapters/{segment(name)}/download"
     return Call("GET", path, lambda r: None, timeout=GENERATE_TIMEOUT)
 
 
 def delete_job(job_id: str) -> Call[None]:
-    return Call("DELETE", f"/jobs/{_segment(job_id)}", lambda r: None, timeout=GENERATE_TIMEOUT)
+    return Call("DELETE", f"/jobs/{segment(job_id)}", lambda r: None, timeout=GENERATE_TIMEOUT)
 
 
 def generate(**body: Any) -> Call[models.Generation]:
@@ -349,7 +349,7 @@ def grade(items: list[dict[str, Any]], grader: str | dict[str, Any] | None) -> C
 
 
 def scores(job_id: str, against: str | None) -> Call[models.Scores]:
-    path = f"/jobs/{_segment(job_id)}/scores"
+    path = f"/jobs/{segment(job_id)}/scores"
     # an artifact store may have to be asked for what is compared
     return Call(
         "GET", path, _one(models.Scores), params={"against": against}, timeout=GENERATE_TIMEOUT
@@ -357,13 +357,13 @@ def scores(job_id: str, against: str | None) -> Call[models.Scores]:
 
 
 def completions(job_id: str) -> Call[Any]:
-    path = f"/jobs/{_segment(job_id)}/completions"
+    path = f"/jobs/{segment(job_id)}/completions"
     return Call("GET", path, httpx.Response.json, timeout=GENERATE_TIMEOUT)
 
 
 def regrade(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
     return Call(
-        *("POST", f"/jobs/{_segment(job_id)}/regrade", _one(models.Job)),
+        *("POST", f"/jobs/{segment(job_id)}/regrade", _one(models.Job)),
         json={key: value for key, value in body.items() if value is not None},
         headers=_key(idempotency_key),
         timeout=GENERATE_TIMEOUT,
@@ -375,12 +375,12 @@ def aliases() -> Call[list[models.Alias]]:
 
 
 def set_alias(name: str, adapter: str) -> Call[models.Alias]:
-    path = f"/adapters/aliases/{_segment(name)}"
+    path = f"/adapters/aliases/{segment(name)}"
     return Call("PUT", path, _one(models.Alias), json={"adapter": adapter})
 
 
 def delete_alias(name: str) -> Call[None]:
-    return Call("DELETE", f"/adapters/aliases/{_segment(name)}", lambda r: None)
+    return Call("DELETE", f"/adapters/aliases/{segment(name)}", lambda r: None)
 
 
 @contextmanager

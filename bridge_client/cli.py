@@ -3,6 +3,7 @@ takes a fraction of a second, and every process it needs is a child of its own."
 
 from __future__ import annotations
 
+import errno
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -21,7 +22,7 @@ from bridge_client.errors import (
     BridgeError,
     CannotStartError,
     ConnectionError,
-    SpecError,
+    UsageError,
 )
 from bridge_client.home import Home
 from bridge_client.output import Output
@@ -36,7 +37,7 @@ class Commands(TyperGroup):
         except CannotStartError as error:
             (output.complain if error.status else output.err().print)(str(error))
             ctx.exit(error.status)
-        except SpecError as error:
+        except UsageError as error:
             output.complain(str(error))
             ctx.exit(output.EXIT_USAGE)
         except ConnectionError as error:
@@ -49,6 +50,12 @@ class Commands(TyperGroup):
             ctx.exit(output.EXIT_USAGE if error.status in (400, 422) else output.EXIT_FAILED)
         except BridgeError as error:
             output.complain(str(error))
+            ctx.exit(output.EXIT_FAILED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has had enough
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            output.complain(f"{where}{error.strerror or error}")
             ctx.exit(output.EXIT_FAILED)
 
 
@@ -87,6 +94,7 @@ def main(
         ),
     ] = None,
 ) -> None:
+    output.escape_what_cannot_be_shown()
     context.obj = url or default_url()
 
 
@@ -146,7 +154,9 @@ def down(home: HomeOption = None) -> None:
 @app.command()
 def demo(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(envvar="BRIDGE_PORT", help="Port to prefer.")] = 8000,
+    port: Annotated[
+        int, typer.Option(envvar="BRIDGE_PORT", min=1, max=65535, help="Port to prefer.")
+    ] = 8000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training run.")] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ def _questions(prompt: str | None) -> Iterator[str]:
         yield prompt
         return
     terminal = _at_terminal()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is no text must not end them all
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> " if terminal else "")

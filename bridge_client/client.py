@@ -181,7 +181,7 @@ class Client(Connection):
         self,
         job_id: str,
         *,
-        keys: Sequence[str] | None = None,
+        keys: str | Sequence[str] | None = None,
         after_step: int | None = None,
         max_points: int | None = None,
     ) -> Metrics:

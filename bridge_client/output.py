@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -45,9 +47,16 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def escape_what_cannot_be_shown() -> None:
+    """Characters that standard output has no bytes for come out as `\\xfc`, not as an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def print_json(value: Any) -> None:
     """Pure JSON on standard output, whatever the terminal."""
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False))
+    unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode))
 
 
 def _jsonable(value: Any) -> Any:
