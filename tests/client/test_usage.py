@@ -114,7 +114,7 @@ def test_an_address_that_is_none_is_named(url: str) -> None:
 def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     rows = [{"id": f"job_{i}", "status": "queued"} for i in range(100)] * 20
     with flaky(say(200, json.dumps({"data": rows, "has_more": False}))) as server:
-        script = f"{sys.executable} -m bridge_client.cli jobs list -n 1000 | head -c 10"
+        script = f"{sys.executable} -m bridge_client.cli jobs list -n 1000 -o json | head -c 10"
         done = subprocess.run(
             ["sh", "-c", script],
             env=os.environ | {"BRIDGE_URL": server.url},
