@@ -26,6 +26,7 @@ from bridge_client.errors import (
 )
 from bridge_client.home import Home
 from bridge_client.output import Output
+from bridge_client.text import escape
 
 
 class Commands(TyperGroup):
@@ -35,10 +36,13 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CannotStartError as error:
-            (output.complain if error.status else output.err().print)(str(error))
+            if error.status:
+                output.complain(str(error), lines=True)
+            else:
+                output.note(str(error))
             ctx.exit(error.status)
         except UsageError as error:
-            output.complain(str(error))
+            output.complain(str(error), lines=True)
             ctx.exit(output.EXIT_USAGE)
         except ConnectionError as error:
             output.complain(str(error))
@@ -46,7 +50,7 @@ class Commands(TyperGroup):
         except APIStatusError as error:
             output.complain(str(error))
             for item in error.errors[:20] if len(error.errors) > 1 else []:
-                output.err().print(f"  {item.get('param', '')}  {item.get('message', '')}")
+                output.note(f"  {item.get('param', '')}  {item.get('message', '')}")
             ctx.exit(output.EXIT_USAGE if error.status in (400, 422) else output.EXIT_FAILED)
         except BridgeError as error:
             output.complain(str(error))
@@ -230,12 +234,14 @@ def alias(
     """Give an adapter a name of your own, move it to another, or list such names."""
     client = connect(context)
     if name is None:
-        rows = [[a.name, a.adapter, output.when(a.updated_at)] for a in client.aliases()]
+        rows = [
+            [escape(a.name), escape(a.adapter), output.when(a.updated_at)] for a in client.aliases()
+        ]
         output.table(["ALIAS", "ADAPTER", "SINCE"], rows)
     elif delete and adapter is None:
         client.delete_alias(name)
     elif adapter is not None and not delete:
-        print(client.set_alias(name, adapter).adapter)
+        output.line(client.set_alias(name, adapter).adapter)
     else:
         raise typer.BadParameter("give an adapter, or --delete")
 
@@ -338,7 +344,7 @@ def upload(
     if output_as is Output.JSON:
         output.print_json(dataset)
     else:
-        print(dataset.id)
+        output.line(dataset.id)
         output.err().print(f"{dataset.rows} rows, {dataset.with_solution} with a worked solution")
 
 
@@ -349,7 +355,10 @@ def list_data(context: typer.Context, output_as: OutputOption = Output.TEXT) -> 
     if output_as is Output.JSON:
         output.print_json(found)
     else:
-        rows = [[d.id, d.name or "", str(d.rows or 0), str(d.with_solution or 0)] for d in found]
+        rows = [
+            [escape(d.id), escape(d.name or ""), str(d.rows or 0), str(d.with_solution or 0)]
+            for d in found
+        ]
         output.table(["DATASET", "NAME", "ROWS", "WITH SOLUTION"], rows)
 
 

@@ -19,6 +19,7 @@ from bridge_client.cli_jobs import connect
 from bridge_client.client import Client
 from bridge_client.errors import APIStatusError, BridgeError
 from bridge_client.models import Adapter
+from bridge_client.text import plain
 
 REFRESH = 12
 """Times a second that two answers are drawn anew."""
@@ -139,7 +140,7 @@ class _Speaker:
         try:
             for piece in self.say(question):
                 said += piece
-                print(piece, end="", flush=True)
+                print(plain(piece, lines=True), end="", flush=True)
         finally:
             print()
         self.remember(question, said)
@@ -157,7 +158,7 @@ def _put_alike(client: Client, speakers: list[_Speaker]) -> None:
     if template.get("kind") in ("plain", "chat"):
         base.template = template
     else:
-        output.err().print(
+        output.note(
             f"{base.name} gets each question as it is: nobody noted which template "
             f"{adapters[0].name} was trained with"
         )
@@ -206,7 +207,7 @@ def _side_by_side(speakers: list[_Speaker], question: str) -> None:
     else:
         for speaker, thread, place in zip(speakers, threads, range(len(texts)), strict=True):
             thread.join()
-            print(f"{speaker.name}:\n{texts[place]}\n")
+            print(plain(f"{speaker.name}:\n{texts[place]}\n", lines=True))
     if errors:
         raise errors[0]
     for speaker, text in zip(speakers, texts, strict=True):
@@ -217,5 +218,5 @@ def _columns(speakers: list[_Speaker], texts: list[str]) -> Table:
     table = Table(expand=True, box=None, pad_edge=False, header_style="bold")
     for speaker in speakers:
         table.add_column(speaker.name, ratio=1, overflow="fold")
-    table.add_row(*(Text(text) for text in texts))
+    table.add_row(*(Text(plain(text, lines=True)) for text in texts))
     return table

@@ -179,10 +179,8 @@ def regrade(
 @evaluations.command()
 def answers(context: typer.Context, job_id: JobArgument) -> None:
     """Print every answer of a finished evaluation with its verdict, a problem a JSON line."""
-    import json
-
     for line in connect(context).completions(job_id):
-        print(json.dumps(line, ensure_ascii=False))
+        output.print_json(line, indent=None)
 
 
 def _set(name: str, limit: int | None) -> dict[str, Any]:
@@ -214,7 +212,7 @@ def _show(client: Client, job: Job, output_as: Output, detach: bool) -> None:
         if output_as is Output.JSON:
             output.print_json(job)
         else:
-            print(job.id)
+            output.line(job.id)
         return
     job = watched(client, job)
     if job.status != "succeeded":

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.markup import escape
 
 from bridge_client import output, specs
 from bridge_client.client import Client
 from bridge_client.models import Job
 from bridge_client.output import Output
+from bridge_client.text import escape, plain
 
 jobs = typer.Typer(help="Submit, look at, follow and steer jobs.", no_args_is_help=True)
 
@@ -83,8 +83,7 @@ def submit(
     elif output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(job.id)
-        output.err().print(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
+        queued(job)
 
 
 @jobs.command("list")
@@ -166,7 +165,7 @@ def logs(
     tail: Annotated[int, typer.Option(min=1, help="At most this many lines, the last ones.")] = 200,
 ) -> None:
     """Print what the training process of a job wrote."""
-    print(connect(context).logs(job_id, tail=tail), end="")
+    print(plain(connect(context).logs(job_id, tail=tail), lines=True), end="")
 
 
 @jobs.command()
@@ -205,7 +204,14 @@ def show_dry_run(client: Client, spec: dict[str, Any], output_as: Output) -> Non
         output.print_json(resolved)
     else:
         print(_yaml(resolved.spec), end="")
-        output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
+        output.err().print("[bold]estimates[/]")
+        output.err().print(_yaml(resolved.estimates), markup=False, end="")
+
+
+def queued(job: Job) -> None:
+    """The id alone on standard output, and how to go on."""
+    output.line(job.id)
+    output.note(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
 
 
 def show_status(job: Job, output_as: Output) -> None:
@@ -213,7 +219,7 @@ def show_status(job: Job, output_as: Output) -> None:
     if output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(f"{job.id} {job.status}")
+        output.line(f"{job.id} {job.status}")
 
 
 def follow(client: Client, job: Job, output_as: Output) -> None:
@@ -230,11 +236,12 @@ def watched(client: Client, job: Job) -> Job:
     """Watches a job to its end; the job as it ended."""
     try:
         told = f"watching {job.id} ({job.status}); Ctrl-C stops the watching, not the job"
-        output.err().print(told)
+        output.note(told)
         return client.wait(job.id, progress=True)
     except KeyboardInterrupt:
-        output.err().print(
-            f"\nNo longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
+        output.note("")
+        output.note(
+            f"No longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
             f"{job.id}`, end it with `bridge jobs cancel {job.id}`."
         )
         raise typer.Exit(output.EXIT_DETACHED) from None

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 
 from bridge_client import hints, ports, supervisor
 from bridge_client._core import describe
@@ -23,6 +23,7 @@ from bridge_client.errors import APIStatusError, CannotStartError
 from bridge_client.home import Home, State
 from bridge_client.models import Event, Job
 from bridge_client.output import EXIT_DETACHED, EXIT_FAILED, EXIT_OF_JOB, before_after
+from bridge_client.text import escape
 from bridge_client.watch import Watch
 
 SPEC: dict[str, Any] = {
@@ -220,6 +221,6 @@ Train one yourself:
   {bridge} jobs submit examples/arithmetic-bridge.yaml --watch
 
 The figures are in {hints.short(file)}."""
-    console.print(escape(commands))
+    console.print(markup.escape(commands))
     if not stop_after:
         console.print(f"The service stays at {client.base_url}; stop it with `{hints.down(home)}`.")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bridge_client.models import Adapter, Generation, Job, Metrics
+from bridge_client.text import escape, plain
 from bridge_client.watch import bounds, figures, percent
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED, EXIT_UNREACHABLE, EXIT_DETACHED = 1, 2, 3, 4, 130
@@ -53,10 +55,12 @@ def escape_what_cannot_be_shown() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Pure JSON on standard output, whatever the terminal."""
     unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode))
+    written = json.dumps(_jsonable(value), indent=indent, ensure_ascii=not unicode)
+    # those that JSON does not write as escapes by itself
+    print(re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda c: f"\\u{ord(c.group()):04x}", written))
 
 
 def _jsonable(value: Any) -> Any:
@@ -69,8 +73,19 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def complain(message: str) -> None:
-    err().print(f"[red]bridge:[/] {escape(message)}")
+def line(text: str) -> None:
+    """A line of a result."""
+    print(plain(text))
+
+
+def note(text: str) -> None:
+    """A line for people beside a result, on standard error."""
+    err().print(escape(text))
+
+
+def complain(message: str, *, lines: bool = False) -> None:
+    """What went wrong; `lines` where it is told in several, with the end of a log, say."""
+    err().print("[red]bridge:[/] " + markup.escape(plain(message, lines=lines)))
 
 
 def table(
@@ -81,13 +96,13 @@ def table(
     for column in columns:
         grid.add_column(column, no_wrap=column not in wrapping)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(plain, row))
     Console(highlight=False, width=None if out().is_terminal else 200).print(grid)
 
 
 def status_cell(status: str) -> str:
     style = STYLES.get(status)
-    return f"[{style}]{status}[/]" if style else status
+    return f"[{style}]{status}[/]" if style else escape(status)
 
 
 def job_row(job: Job) -> list[str]:
@@ -97,14 +112,12 @@ def job_row(job: Job) -> list[str]:
         if value is not None and (key in SHOWN or job.kind == "eval")
     }
     return [
-        job.id,
+        escape(job.id),
         status_cell(job.status),
-        job.method or "",
+        escape(job.method or ""),
         escape(job.model or ""),
         f"{job.step}/{job.steps}",
-        figures(
-            {key: value for key, value in latest.items() if key in SHOWN or job.kind == "eval"}
-        ),
+        escape(figures(latest)),
         when(job.created_at),
         escape(job.name or ""),
     ]
@@ -112,26 +125,25 @@ def job_row(job: Job) -> list[str]:
 
 def when(time: str | None) -> str:
     """`2026-01-31 12:30:00` of an ISO 8601 text."""
-    return (time or "")[:19].replace("T", " ")
+    return escape((time or "")[:19].replace("T", " "))
 
 
 def show_job(job: Job) -> None:
     """One job in full, for a person."""
     console = out()
     title = f" {escape(job.name)}" if job.name else ""
-    console.print(f"[bold]{job.id}[/]{title}  {status_cell(job.status)}")
+    console.print(f"[bold]{escape(job.id)}[/]{title}  {status_cell(job.status)}")
     of = job.spec.get("adapter") or job.model or "?"
     what = "problem" if job.kind == "eval" else "step"
-    console.print(f"  {job.method} on {escape(of)}, {what} {job.step} of {job.steps}")
+    console.print(f"  {escape(f'{job.method} on {of}')}, {what} {job.step} of {job.steps}")
     if job.waiting_for:
         console.print(f"  waits for {escape(job.waiting_for)}")
     if job.priority:
         console.print(f"  priority {job.priority}")
     if job.forked_from:
         step = job.forked_from.get("step")
-        console.print(
-            f"  forked from {job.forked_from.get('job')}" + (f" at {step}" if step else "")
-        )
+        source = f"{job.forked_from.get('job')}" + (f" at {step}" if step else "")
+        console.print(f"  forked from {escape(source)}")
     for label, time in (
         ("created", job.created_at),
         ("started", job.started_at),
@@ -141,7 +153,7 @@ def show_job(job: Job) -> None:
             console.print(f"  {label} {when(time)}")
     latest = {key: value for key, value in job.latest.items() if value is not None}
     if latest:
-        console.print(f"  {figures(latest)}")
+        console.print(f"  {escape(figures(latest))}")
     show_end(job, console)
 
 
@@ -154,7 +166,7 @@ def show_end(job: Job, console: Console) -> None:
     if job.result and job.kind == "train":
         console.print(f"  held-out accuracy {escape(before_after(job.result))}")
     if job.adapter:
-        console.print(f"  adapter {job.adapter}")
+        console.print(f"  adapter {escape(job.adapter)}")
 
 
 def before_after(result: dict[str, Any]) -> str:
@@ -170,8 +182,8 @@ def show_adapters(adapters: Sequence[Adapter]) -> None:
     columns = ["NAME", "STATUS", "BASE MODEL", "RANK", "ACCURACY", "CREATED"]
     rows = [
         [
-            a.name,
-            a.status or "",
+            escape(a.name),
+            escape(a.status or ""),
             escape(a.base_model or ""),
             str(a.rank or ""),
             "" if a.accuracy is None else percent(a.accuracy),
@@ -189,11 +201,11 @@ def show_metrics(metrics: Metrics) -> None:
         values = [value for value in series.values if value is not None]
         if values:
             shown = (values[0], min(values), max(values), values[-1])
-            rows.append([key, str(len(series)), *(f"{value:.4g}" for value in shown)])
+            rows.append([escape(key), str(len(series)), *(f"{value:.4g}" for value in shown)])
     table(["METRIC", "POINTS", "FIRST", "MIN", "MAX", "LAST"], rows)
 
 
 def show_generation(generation: Generation) -> None:
     """The answers alone, so that they can be piped."""
     for choice in generation.choices:
-        print(choice.text)
+        print(plain(choice.text, lines=True))

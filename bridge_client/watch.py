@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge_client.models import Event, Job
+from bridge_client.text import escape
 
 LINES = 20
 """Outside a terminal, about this many lines tell of the steps of a run."""
@@ -33,7 +33,7 @@ class Watch:
                 TextColumn("[bold]{task.description:<10}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
             )
