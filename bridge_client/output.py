@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from rich import markup
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bridge_client.models import Adapter, Generation, Job, Metrics
 from bridge_client.text import escape, plain
-from bridge_client.watch import bounds, figures, percent
+from bridge_client.watch import GAP, bounds, figures, percent
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED, EXIT_UNREACHABLE, EXIT_DETACHED = 1, 2, 3, 4, 130
 EXIT_OF_JOB = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}
@@ -27,6 +28,9 @@ STYLES = {
     **{"paused": "yellow", "cancelled": "yellow"},
 }
 
+
+INDENT = "  "
+"""Before the lines on which a row of a table goes on."""
 
 SHOWN = ("reward", "accuracy")
 """Figures of training that have room in a list."""
@@ -91,13 +95,44 @@ def complain(message: str, *, lines: bool = False) -> None:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapping: Sequence[str] = ()
 ) -> None:
-    """A plain table; cells may hold rich markup, and those of the `wrapping` columns may wrap."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, no_wrap=column not in wrapping)
-    for row in rows:
-        grid.add_row(*map(plain, row))
-    Console(highlight=False, width=None if out().is_terminal else 200).print(grid)
+    """A plain table; cells may hold rich markup. Nothing is cut: on a terminal too narrow for a
+    row it goes on below, indented, or within its `wrapping` columns, which hold long texts."""
+    console = out()
+    cells = [[Text.from_markup(plain(cell)) for cell in row] for row in rows]
+    if wrapping:
+        grid = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            grid.add_column(column, no_wrap=column not in wrapping, overflow="fold")
+        for row in cells:
+            grid.add_row(*row)
+        console.print(grid, soft_wrap=False, width=None if console.is_terminal else 200)
+        return
+    cells.insert(0, [Text(column, style="bold") for column in columns])
+    widths = [max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)]
+    lines = _lines(widths, console.width if console.is_terminal else None)
+    for row in cells:
+        for places in lines:
+            shown = Text("" if places[0] == 0 else INDENT)
+            for place in places:
+                shown.append_text(row[place])
+                shown.pad_right(widths[place] - row[place].cell_len + len(GAP))
+            shown.rstrip()
+            if shown or places[0] == 0:
+                console.print(shown)
+
+
+def _lines(widths: Sequence[int], room: int | None) -> list[list[int]]:
+    """Which columns stand on which line of a row: as many on each as there is room for."""
+    lines: list[list[int]] = []
+    used = 0
+    for place, width in enumerate(widths):
+        if not lines or (room is not None and used + len(GAP) + width > room):
+            lines.append([place])
+            used = width + (len(INDENT) if place else 0)
+        else:
+            lines[-1].append(place)
+            used += len(GAP) + width
+    return lines
 
 
 def status_cell(status: str) -> str:

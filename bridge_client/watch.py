@@ -14,6 +14,8 @@ from bridge_client.text import escape
 LINES = 20
 """Outside a terminal, about this many lines tell of the steps of a run."""
 
+GAP = "  "
+
 HEADLINES = ("reward", "accuracy", "gain", "sft/nll")
 """The figures worth a look, in this order. GRPO's loss is not among them: it tells nothing."""
 
@@ -27,11 +29,12 @@ class Watch:
         self._steps = job.steps or int(job.spec.get("steps") or 0)
         self._figures: dict[str, float] = {}
         self._told = 0
+        self._bar = 24 if self.console.width >= 100 else 10
         self._live: Progress | None = None
         if self.console.is_terminal:
             self._live = Progress(
                 TextColumn("[bold]{task.description:<10}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=self._bar),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
@@ -104,7 +107,16 @@ class Watch:
 
     def _advance(self, step: int) -> None:
         if self._live:
-            self._live.update(self._task, completed=step, figures=figures(self._figures))
+            self._live.update(self._task, completed=step, figures=self._fitting())
+
+    def _fitting(self) -> str:
+        """As many figures as there is room for beside the rest, of which nothing may be cut."""
+        taken = (10, self._bar, 2 * len(str(self._steps)) + 1, len("100:00:00"))
+        room = self.console.width - sum(taken) - len(taken)
+        parts = headlines(self._figures)
+        while parts and len(GAP.join(parts)) > room:
+            parts.pop()
+        return GAP.join(parts)
 
     def _describe(self, what: str) -> None:
         if self._live:
@@ -116,6 +128,11 @@ class Watch:
 
 def figures(values: dict[str, float]) -> str:
     """The headline figures in a few words: `reward 0.41  accuracy 0.45  gain +0.012`."""
+    return GAP.join(headlines(values))
+
+
+def headlines(values: dict[str, float]) -> list[str]:
+    """Each of them, the first the most worth a look."""
     parts = []
     for name in HEADLINES:
         if name in values:
@@ -125,7 +142,7 @@ def figures(values: dict[str, float]) -> str:
     for name, value in values.items():
         if name.startswith("eval/") and name.endswith("/pass@1"):
             parts.append(f"{name.removeprefix('eval/')} {percent(value)}")
-    return "  ".join(parts)
+    return parts
 
 
 def _without_accuracy(metrics: dict[str, float | None]) -> dict[str, float]:
