@@ -38,7 +38,7 @@ class Connection:
             timeout=timeout,
             headers=_core.project_header(project),
             transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
+            trust_env=not _given.is_loopback(self.base_url),
         )
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class AsyncConnection:
             timeout=timeout,
             headers=_core.project_header(project),
             transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
+            trust_env=not _given.is_loopback(self.base_url),
         )
 
     async def close(self) -> None:

@@ -6,9 +6,9 @@ does any I/O but opening the file that is uploaded and looking for the service t
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +35,7 @@ UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
 """However long the service checks what it has received: row by row, before it answers."""
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """A healthy event stream says something, if only a comment, several times a minute."""
+PROJECT_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
 RETRIES = 2
 SETTLE = 0.2
 """Seconds between looks at a job whose run has ended and whose status has yet to say so."""
@@ -57,18 +58,6 @@ def project_header(project: str | None) -> dict[str, str]:
     """The header that chooses the project: the one given, else BRIDGE_PROJECT, else none."""
     project = project or os.environ.get("BRIDGE_PROJECT")
     return {"Bridge-Project": _given.header("project", project)} if project else {}
-
-
-def is_loopback(url: str) -> bool:
-    """Does the address stay on this machine? Then no proxy of the environment (HTTP_PROXY,
-    ALL_PROXY) may be asked: it would look for the service on its own machine."""
-    host = httpx.URL(url).host
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -194,6 +183,12 @@ def check(response: httpx.Response) -> httpx.Response:
         problem = {"detail": response.text[:500] or response.reason_phrase}
     if isinstance(problem.get("error"), dict):  # OpenAI's shape, under /v1
         problem = {"detail": problem["error"].get("message"), **problem["error"]}
+    if response.status_code in (404, 405) and not isinstance(problem.get("code"), str):
+        where = f"{response.url.scheme}://{response.url.netloc.decode()}"
+        problem = {
+            "detail": f"{response.reason_phrase}: another program answers at {where}, no Bridge; "
+            "say with BRIDGE_URL where it is"
+        }
     problem.setdefault("request_id", response.headers.get("x-request-id"))
     raise APIStatusError(response.status_code, problem)
 
@@ -265,8 +260,11 @@ def projects(**_: Any) -> Call[models.Page[models.Project]]:
     return Call("GET", "/projects", _page(models.Project))
 
 
-def create_project(body: dict[str, Any]) -> Call[models.Project]:
-    return Call("POST", "/projects", _one(models.Project), json=body, repeatable=False)
+def create_project(body: dict[str, Any], project_id: str | None) -> Call[models.Project]:
+    if project_id is None and re.fullmatch(PROJECT_ID, body["name"]):
+        project_id = body["name"]
+    known = body | ({"id": project_id} if project_id else {})
+    return Call("POST", "/projects", _one(models.Project), json=known, repeatable=False)
 
 
 def update_project(project_id: str, body: dict[str, Any]) -> Call[models.Project]:

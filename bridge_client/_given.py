@@ -3,6 +3,7 @@ that names it instead of an error out of the HTTP library's depths."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +26,18 @@ def address(url: str) -> str:
             "http://127.0.0.1:8000"
         )
     return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Does the address stay on this machine? Then no proxy of the environment (HTTP_PROXY,
+    ALL_PROXY) may be asked: it would look for the service on its own machine."""
+    host = httpx.URL(url).host
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def header(what: str, value: str) -> str:

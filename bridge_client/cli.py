@@ -17,6 +17,7 @@ from bridge_client.cli_chat import chat
 from bridge_client.cli_control import projects
 from bridge_client.cli_eval import evaluations
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
+from bridge_client.client import Client
 from bridge_client.errors import (
     APIStatusError,
     BridgeError,
@@ -49,8 +50,11 @@ class Commands(TyperGroup):
             ctx.exit(output.EXIT_UNREACHABLE)
         except APIStatusError as error:
             output.complain(str(error))
-            for item in error.errors[:20] if len(error.errors) > 1 else []:
-                output.note(f"  {item.get('param', '')}  {item.get('message', '')}")
+            if len(error.errors) > 1:
+                output.mistakes(
+                    (str(item.get("param", "")), str(item.get("message", "")))
+                    for item in error.errors[:20]
+                )
             ctx.exit(output.EXIT_USAGE if error.status in (400, 422) else output.EXIT_FAILED)
         except BridgeError as error:
             output.complain(str(error))
@@ -145,6 +149,8 @@ def down(home: HomeOption = None) -> None:
     from bridge_client import supervisor
 
     place = Home(home)
+    there = place.answering()
+    interrupted = _running_jobs(there.url) if there else []
     stopped = supervisor.stop(place)
     if stopped is None:
         print(f"Nothing runs in {place.path}.")
@@ -153,6 +159,22 @@ def down(home: HomeOption = None) -> None:
         print(f"Stopped what it had left running: {', '.join(stopped.leftovers)}.")
     else:
         print(f"Bridge at {stopped.url} has stopped.")
+    for job_id in interrupted:
+        output.line(f"{job_id} was running: it goes on at the next `bridge up`.")
+
+
+def _running_jobs(url: str) -> list[str]:
+    """The jobs that run, of every project; none where the service does not say."""
+    try:
+        with Client(url, timeout=5, retries=0) as client:
+            projects = client.projects()
+        found = []
+        for project in projects:
+            with Client(url, project=project.id, timeout=5, retries=0) as client:
+                found += [job.id for job in client.jobs(status="running")]
+        return found
+    except BridgeError:
+        return []
 
 
 @app.command()

@@ -18,6 +18,7 @@ from bridge_client.cli_jobs import (
     queued,
     show_status,
 )
+from bridge_client.errors import APIStatusError
 from bridge_client.models import Project
 from bridge_client.output import Output
 from bridge_client.text import escape
@@ -142,9 +143,18 @@ def create(
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """Make a project."""
-    made = connect(context).create_project(
-        name or project_id, id=project_id, max_running=max_running, gpu_hours=gpu_hours
-    )
+    try:
+        made = connect(context).create_project(
+            name or project_id, id=project_id, max_running=max_running, gpu_hours=gpu_hours
+        )
+    except APIStatusError as error:
+        if error.code != "project_exists":
+            raise
+        output.complain(
+            f"there is a project {project_id!r} already; `bridge projects update {project_id}` "
+            "changes it"
+        )
+        raise typer.Exit(output.EXIT_FAILED) from None
     _show(made, output_as)
 
 

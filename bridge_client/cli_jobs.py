@@ -13,7 +13,7 @@ from bridge_client import output, specs
 from bridge_client.client import Client
 from bridge_client.models import Job
 from bridge_client.output import Output
-from bridge_client.text import escape, plain
+from bridge_client.text import plain
 
 jobs = typer.Typer(help="Submit, look at, follow and steer jobs.", no_args_is_help=True)
 
@@ -153,9 +153,23 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a job that has ended: its figures, checkpoints and adapters."""
+    client = connect(context)
     if not yes:
-        typer.confirm(f"Delete {job_id} with all its checkpoints and adapters?", abort=True)
-    connect(context).delete(job_id)
+        _confirm_deletion(client, job_id)
+    client.delete(job_id)
+
+
+def _confirm_deletion(client: Client, job_id: str) -> None:
+    """Asks, unless there is nothing to ask: a job that has not ended cannot be deleted."""
+    job = client.job(job_id)
+    if not job.terminal:
+        first = "" if job.status == "cancelling" else f"`bridge jobs cancel {job_id}`, "
+        output.complain(f"{job_id} is {job.status}: {first}wait for its end, then delete it")
+        raise typer.Exit(output.EXIT_FAILED)
+    names = [one.name for one in client.aliases() if one.adapter.startswith(f"{job_id}@")]
+    aliases = "".join(f", and the alias {name}" for name in names)
+    question = f"Delete {job_id} with all its checkpoints and adapters{aliases}?"
+    typer.confirm(plain(question), abort=True)
 
 
 @jobs.command()
@@ -165,7 +179,10 @@ def logs(
     tail: Annotated[int, typer.Option(min=1, help="At most this many lines, the last ones.")] = 200,
 ) -> None:
     """Print what the training process of a job wrote."""
-    print(plain(connect(context).logs(job_id, tail=tail), lines=True), end="")
+    logged = connect(context).logs(job_id, tail=tail)
+    if not logged:
+        output.note(f"{job_id} has logged nothing")
+    print(plain(logged, lines=True), end="")
 
 
 @jobs.command()
@@ -192,8 +209,7 @@ def refuse_mistakes(spec: dict[str, Any], name: str) -> None:
     if problems:
         many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         output.complain(f"{name} has {many}; nothing was sent")
-        for problem in problems:
-            output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
+        output.mistakes((problem.param, problem.message) for problem in problems)
         raise typer.Exit(output.EXIT_USAGE)
 
 

@@ -87,6 +87,13 @@ def note(text: str) -> None:
     err().print(escape(text))
 
 
+def mistakes(found: Iterable[tuple[str, str]]) -> None:
+    """A line for each field at fault; a sentence that begins with the field's name loses it."""
+    for param, message in found:
+        sentence = message.removeprefix(f"{param}: ")
+        err().print(f"  [bold]{escape(param)}[/]  {escape(sentence)}")
+
+
 def complain(message: str, *, lines: bool = False) -> None:
     """What went wrong; `lines` where it is told in several, with the end of a log, say."""
     err().print("[red]bridge:[/] " + markup.escape(plain(message, lines=lines)))
@@ -198,10 +205,15 @@ def show_end(job: Job, console: Console) -> None:
         where = f" [{job.error['param']}]" if job.error.get("param") else ""
         sentence = f"{job.error.get('message')}{where} ({job.error.get('code')})"
         console.print(f"  [red]error:[/] {escape(sentence)}")
-    if job.result and job.kind == "train":
+    if job.result and _measured(job.result):
         console.print(f"  held-out accuracy {escape(before_after(job.result))}")
     if job.adapter:
         console.print(f"  adapter {escape(job.adapter)}")
+
+
+def _measured(result: dict[str, Any]) -> bool:
+    """Did a training job have data to measure accuracy on?"""
+    return any(result.get(f"accuracy_{end}") is not None for end in ("before", "after"))
 
 
 def before_after(result: dict[str, Any]) -> str:

@@ -93,9 +93,16 @@ class Watch:
         self._advance(step)
         if metrics.get("accuracy") is not None:
             self._line(f"{self._at(step)}  held-out accuracy {interval(self._figures)}")
-        elif not self._live and step >= self._told + max(1, self._steps // LINES):
+        elif not self._live and self._is_due(step, metrics):
             self._told = step
-            self._line(f"{self._at(step)}  {figures(_without_accuracy(metrics))}")
+            self._line(f"{self._at(step)}  {figures(_without_accuracy(metrics))}".rstrip())
+
+    def _is_due(self, step: int, metrics: dict[str, float | None]) -> bool:
+        """Of an evaluation's steps only those that have a score, and each that ends a set."""
+        due = step >= self._told + max(1, self._steps // LINES)
+        if self._job.kind != "eval":
+            return due
+        return any(name.endswith("/pass@1/low") for name in metrics) or (due and bool(metrics))
 
     def _checkpoint(self, event: Event) -> None:
         best = ", the best so far" if event.get("best") else ""
@@ -103,7 +110,8 @@ class Watch:
 
     def _at(self, step: int) -> str:
         width = len(str(self._steps))
-        return f"step {step:>{width}}/{self._steps}"
+        what = "problem" if self._job.kind == "eval" else "step"
+        return f"{what} {step:>{width}}/{self._steps}"
 
     def _advance(self, step: int) -> None:
         if self._live:

@@ -34,7 +34,7 @@ def flaky(*answers: Answer) -> Iterator[Flaky]:
                 act = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             act(self)
 
-        do_GET = do_POST = do_PUT = do_PATCH = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_: object) -> None:
             """Keeps the tests' output clean."""
