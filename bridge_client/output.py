@@ -106,13 +106,13 @@ def table(
     row it goes on below, indented, or within its `wrapping` columns, which hold long texts."""
     console = out()
     cells = [[Text.from_markup(plain(cell)) for cell in row] for row in rows]
-    if wrapping:
+    if wrapping and console.is_terminal:
         grid = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             grid.add_column(column, no_wrap=column not in wrapping, overflow="fold")
         for row in cells:
             grid.add_row(*row)
-        console.print(grid, soft_wrap=False, width=None if console.is_terminal else 200)
+        console.print(grid, soft_wrap=False)
         return
     cells.insert(0, [Text(column, style="bold") for column in columns])
     widths = [max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)]
