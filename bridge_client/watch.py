@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge_client.models import Event, Job
-from bridge_client.text import escape
+from bridge_client.text import escape, plain
 
 LINES = 20
 """Outside a terminal, about this many lines tell of the steps of a run."""
@@ -40,7 +40,9 @@ class Watch:
                 TimeElapsedColumn(),
                 console=self.console,
             )
-            self._task = self._live.add_task(job.status, total=self._steps or None, figures="")
+            self._task = self._live.add_task(
+                escape(job.status), total=self._steps or None, figures=""
+            )
 
     def __enter__(self) -> Watch:
         if self._live:
@@ -121,14 +123,14 @@ class Watch:
         """As many figures as there is room for beside the rest, of which nothing may be cut."""
         taken = (10, self._bar, 2 * len(str(self._steps)) + 1, len("100:00:00"))
         room = self.console.width - sum(taken) - len(taken)
-        parts = headlines(self._figures)
+        parts = [plain(part) for part in headlines(self._figures)]
         while parts and len(GAP.join(parts)) > room:
             parts.pop()
         return GAP.join(parts)
 
     def _describe(self, what: str) -> None:
         if self._live:
-            self._live.update(self._task, description=what)
+            self._live.update(self._task, description=escape(what))
 
     def _line(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)

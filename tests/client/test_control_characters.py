@@ -3,13 +3,17 @@ shown escaped, on a terminal and in a pipe; JSON output keeps them, as JSON writ
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from bridge_client.models import Event, Job
+from bridge_client.watch import Watch
 from tests.client.flaky import flaky, say
 from tests.client.test_usage import bridge
 
@@ -122,6 +126,21 @@ def test_what_a_watched_run_says_is_shown_escaped() -> None:
     assert done.returncode == 1
     assert done.stderr.count(SHOWN) >= 4
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout + done.stderr)
+
+
+def test_the_live_bar_shows_them_escaped() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=200, no_color=True)
+    with Watch(Job.model_validate({**JOB, "kind": "eval", "steps": 5}), console) as watch:
+        for event in (
+            {"type": "phase", "phase": EVIL},
+            {"type": "metric", "step": 1, "metrics": {f"eval/{EVIL}/pass@1": 0.5}},
+        ):
+            watch.see(Event.model_validate({"seq": 1, **event}))
+    assert isinstance(console.file, io.StringIO)
+    written = console.file.getvalue()
+    assert written.count(SHOWN) >= 2
+    assert "\x1b[31m" not in written
+    assert not re.search(r"[\0\x9b]", written)
 
 
 def test_json_output_keeps_them_and_a_terminal_does_not_see_them(tmp_path: Path) -> None:
