@@ -10,7 +10,13 @@ with Client() as bridge:
 
 from bridge_client.async_client import AsyncClient
 from bridge_client.client import Client
-from bridge_client.errors import APIStatusError, BridgeError, ConnectionError, SpecError
+from bridge_client.errors import (
+    APIStatusError,
+    BridgeError,
+    ConnectionError,
+    SpecError,
+    UsageError,
+)
 from bridge_client.models import (
     Adapter,
     Checkpoint,
@@ -51,4 +57,5 @@ __all__ = [
     "Scores",
     "Series",
     "SpecError",
+    "UsageError",
 ]

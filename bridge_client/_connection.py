@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from bridge_client import _core
+from bridge_client import _core, _given
 from bridge_client._core import Call, Retry, check
 from bridge_client.models import Page, Record
 
@@ -31,14 +31,14 @@ class Connection:
         retries: int = _core.RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = (base_url or _core.default_url()).rstrip("/")
+        self.base_url = _given.address(base_url or _core.default_url())
         self._retries = retries
         self._http = httpx.Client(
             base_url=self.base_url,
             timeout=timeout,
             headers=_core.project_header(project),
             transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
+            trust_env=not _given.is_loopback(self.base_url),
         )
 
     def close(self) -> None:
@@ -113,14 +113,14 @@ class AsyncConnection:
         retries: int = _core.RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.base_url = (base_url or _core.default_url()).rstrip("/")
+        self.base_url = _given.address(base_url or _core.default_url())
         self._retries = retries
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
             timeout=timeout,
             headers=_core.project_header(project),
             transport=transport,
-            trust_env=not _core.is_loopback(self.base_url),
+            trust_env=not _given.is_loopback(self.base_url),
         )
 
     async def close(self) -> None:

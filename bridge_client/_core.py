@@ -6,9 +6,9 @@ does any I/O but opening the file that is uploaded and looking for the service t
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import httpx
 
-from bridge_client import models
+from bridge_client import _given, models
+from bridge_client._given import segment
 from bridge_client.errors import APIStatusError, BridgeError, ConnectionError
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
 """However long the service checks what it has received: row by row, before it answers."""
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """A healthy event stream says something, if only a comment, several times a minute."""
+PROJECT_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
 RETRIES = 2
 SETTLE = 0.2
 """Seconds between looks at a job whose run has ended and whose status has yet to say so."""
@@ -49,26 +50,14 @@ def default_url() -> str:
         return named
     from bridge_client.home import Home
 
-    running = Home().running()
-    return running.url if running else DEFAULT_URL
+    there = Home().answering()
+    return there.url if there else DEFAULT_URL
 
 
 def project_header(project: str | None) -> dict[str, str]:
     """The header that chooses the project: the one given, else BRIDGE_PROJECT, else none."""
     project = project or os.environ.get("BRIDGE_PROJECT")
-    return {"Bridge-Project": project} if project else {}
-
-
-def is_loopback(url: str) -> bool:
-    """Does the address stay on this machine? Then no proxy of the environment (HTTP_PROXY,
-    ALL_PROXY) may be asked: it would look for the service on its own machine."""
-    host = httpx.URL(url).host
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return {"Bridge-Project": _given.header("project", project)} if project else {}
 
 
 @dataclass(frozen=True)
@@ -91,9 +80,12 @@ class Call(Generic[T]):
     def arguments(self) -> Iterator[dict[str, Any]]:
         """Keyword arguments for httpx; a file to upload is opened anew for every try."""
         known = {k: v for k, v in self.params.items() if v is not None}
+        for value in known.values():
+            _given.text(str(value))
         arguments: dict[str, Any] = {"params": known, "headers": dict(self.headers)}
         if self.json is not None:
-            arguments["json"] = self.json
+            arguments["content"] = _given.body(self.json)
+            arguments["headers"]["Content-Type"] = "application/json"
         if self.timeout is not None:
             arguments["timeout"] = self.timeout
         with ExitStack() as stack:
@@ -191,16 +183,17 @@ def check(response: httpx.Response) -> httpx.Response:
         problem = {"detail": response.text[:500] or response.reason_phrase}
     if isinstance(problem.get("error"), dict):  # OpenAI's shape, under /v1
         problem = {"detail": problem["error"].get("message"), **problem["error"]}
+    if response.status_code in (404, 405) and not isinstance(problem.get("code"), str):
+        where = f"{response.url.scheme}://{response.url.netloc.decode()}"
+        problem = {
+            "detail": f"{response.reason_phrase}: another program answers at {where}, no Bridge; "
+            "say with BRIDGE_URL where it is"
+        }
     problem.setdefault("request_id", response.headers.get("x-request-id"))
     raise APIStatusError(response.status_code, problem)
 
 
 # --------------------------------------------------------------------------- the calls
-
-
-def _segment(name: str) -> str:
-    """A name as one part of a path, whatever is in it."""
-    return quote(name, safe="@")
 
 
 def _one(model: type[Record]) -> Callable[[httpx.Response], Record]:
@@ -228,7 +221,8 @@ def submit(
 
 
 def _key(idempotency_key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    key = idempotency_key or str(uuid.uuid4())
+    return {"Idempotency-Key": _given.header("idempotency key", key)}
 
 
 def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
@@ -236,7 +230,7 @@ def dry_run(spec: dict[str, Any]) -> Call[models.DryRun]:
 
 
 def job(job_id: str) -> Call[models.Job]:
-    return Call("GET", f"/jobs/{_segment(job_id)}", _one(models.Job))
+    return Call("GET", f"/jobs/{segment(job_id)}", _one(models.Job))
 
 
 def jobs(**query: Any) -> Call[models.Page[models.Job]]:
@@ -245,13 +239,13 @@ def jobs(**query: Any) -> Call[models.Page[models.Job]]:
 
 def request(job_id: str, verb: str) -> Call[models.Job]:
     """`cancel`, `pause`, `resume` or `retry`: asking twice is the same as once."""
-    return Call("POST", f"/jobs/{_segment(job_id)}/{verb}", _one(models.Job))
+    return Call("POST", f"/jobs/{segment(job_id)}/{verb}", _one(models.Job))
 
 
 def fork(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
     """Always with an Idempotency-Key, so that sending it twice makes one job."""
     return Call(
-        *("POST", f"/jobs/{_segment(job_id)}/fork", _one(models.Job)),
+        *("POST", f"/jobs/{segment(job_id)}/fork", _one(models.Job)),
         json={key: value for key, value in body.items() if value is not None},
         headers=_key(idempotency_key),
     )
@@ -259,52 +253,56 @@ def fork(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call
 
 def prioritize(job_id: str, priority: int) -> Call[models.Job]:
     body = {"priority": priority}
-    return Call("PATCH", f"/jobs/{_segment(job_id)}", _one(models.Job), json=body)
+    return Call("PATCH", f"/jobs/{segment(job_id)}", _one(models.Job), json=body)
 
 
 def projects(**_: Any) -> Call[models.Page[models.Project]]:
     return Call("GET", "/projects", _page(models.Project))
 
 
-def create_project(body: dict[str, Any]) -> Call[models.Project]:
-    return Call("POST", "/projects", _one(models.Project), json=body, repeatable=False)
+def create_project(body: dict[str, Any], project_id: str | None) -> Call[models.Project]:
+    if project_id is None and re.fullmatch(PROJECT_ID, body["name"]):
+        project_id = body["name"]
+    known = body | ({"id": project_id} if project_id else {})
+    return Call("POST", "/projects", _one(models.Project), json=known, repeatable=False)
 
 
 def update_project(project_id: str, body: dict[str, Any]) -> Call[models.Project]:
-    path = f"/projects/{_segment(project_id)}"
+    path = f"/projects/{segment(project_id)}"
     return Call("PUT", path, _one(models.Project), json=body)
 
 
 def metrics(
-    job_id: str, keys: Sequence[str] | None, after_step: int | None, max_points: int | None
+    job_id: str, keys: str | Sequence[str] | None, after_step: int | None, max_points: int | None
 ) -> Call[models.Metrics]:
+    names = [keys] if isinstance(keys, str) else keys
     params = {
-        "keys": ",".join(keys) if keys else None,
+        "keys": ",".join(names) if names else None,
         "after_step": after_step,
         "max_points": max_points,
     }
     return Call(
         "GET",
-        f"/jobs/{_segment(job_id)}/metrics",
+        f"/jobs/{segment(job_id)}/metrics",
         lambda r: models.Metrics.parse(r.json()),
         params=params,
     )
 
 
 def samples(job_id: str, **query: Any) -> Call[models.Page[models.Sample]]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/samples", _page(models.Sample), params=query)
+    return Call("GET", f"/jobs/{segment(job_id)}/samples", _page(models.Sample), params=query)
 
 
 def checkpoints(job_id: str) -> Call[list[models.Checkpoint]]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/checkpoints", _data(models.Checkpoint))
+    return Call("GET", f"/jobs/{segment(job_id)}/checkpoints", _data(models.Checkpoint))
 
 
 def logs(job_id: str, tail: int | None) -> Call[str]:
-    return Call("GET", f"/jobs/{_segment(job_id)}/logs", lambda r: r.text, params={"tail": tail})
+    return Call("GET", f"/jobs/{segment(job_id)}/logs", lambda r: r.text, params={"tail": tail})
 
 
 def events_path(job_id: str) -> str:
-    return f"/jobs/{_segment(job_id)}/events"
+    return f"/jobs/{segment(job_id)}/events"
 
 
 def upload(path: Path) -> Call[models.Dataset]:
@@ -325,17 +323,17 @@ def adapters(**query: Any) -> Call[models.Page[models.Adapter]]:
 
 
 def adapter(name: str) -> Call[models.Adapter]:
-    return Call("GET", f"/adapters/{_segment(name)}", _one(models.Adapter))
+    return Call("GET", f"/adapters/{segment(name)}", _one(models.Adapter))
 
 
 def download(name: str) -> Call[None]:
     """What is asked for; the answer is read piece by piece (`_download`)."""
-    path = f"/adapters/{_segment(name)}/download"
+    path = f"/adapters/{segment(name)}/download"
     return Call("GET", path, lambda r: None, timeout=GENERATE_TIMEOUT)
 
 
 def delete_job(job_id: str) -> Call[None]:
-    return Call("DELETE", f"/jobs/{_segment(job_id)}", lambda r: None, timeout=GENERATE_TIMEOUT)
+    return Call("DELETE", f"/jobs/{segment(job_id)}", lambda r: None, timeout=GENERATE_TIMEOUT)
 
 
 def generate(**body: Any) -> Call[models.Generation]:
@@ -349,7 +347,7 @@ def grade(items: list[dict[str, Any]], grader: str | dict[str, Any] | None) -> C
 
 
 def scores(job_id: str, against: str | None) -> Call[models.Scores]:
-    path = f"/jobs/{_segment(job_id)}/scores"
+    path = f"/jobs/{segment(job_id)}/scores"
     # an artifact store may have to be asked for what is compared
     return Call(
         "GET", path, _one(models.Scores), params={"against": against}, timeout=GENERATE_TIMEOUT
@@ -357,13 +355,13 @@ def scores(job_id: str, against: str | None) -> Call[models.Scores]:
 
 
 def completions(job_id: str) -> Call[Any]:
-    path = f"/jobs/{_segment(job_id)}/completions"
+    path = f"/jobs/{segment(job_id)}/completions"
     return Call("GET", path, httpx.Response.json, timeout=GENERATE_TIMEOUT)
 
 
 def regrade(job_id: str, body: dict[str, Any], idempotency_key: str | None) -> Call[models.Job]:
     return Call(
-        *("POST", f"/jobs/{_segment(job_id)}/regrade", _one(models.Job)),
+        *("POST", f"/jobs/{segment(job_id)}/regrade", _one(models.Job)),
         json={key: value for key, value in body.items() if value is not None},
         headers=_key(idempotency_key),
         timeout=GENERATE_TIMEOUT,
@@ -375,12 +373,12 @@ def aliases() -> Call[list[models.Alias]]:
 
 
 def set_alias(name: str, adapter: str) -> Call[models.Alias]:
-    path = f"/adapters/aliases/{_segment(name)}"
+    path = f"/adapters/aliases/{segment(name)}"
     return Call("PUT", path, _one(models.Alias), json={"adapter": adapter})
 
 
 def delete_alias(name: str) -> Call[None]:
-    return Call("DELETE", f"/adapters/aliases/{_segment(name)}", lambda r: None)
+    return Call("DELETE", f"/adapters/aliases/{segment(name)}", lambda r: None)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ class AsyncClient(AsyncConnection):
         self,
         job_id: str,
         *,
-        keys: Sequence[str] | None = None,
+        keys: str | Sequence[str] | None = None,
         after_step: int | None = None,
         max_points: int | None = None,
     ) -> Metrics:
@@ -243,9 +243,11 @@ class AsyncClient(AsyncConnection):
         max_running: int | None = None,
         gpu_hours: float | None = None,
     ) -> Project:
-        """Makes a project; a quota that is None is no limit."""
+        """Makes a project; a quota that is None is no limit. Its id is its name where that can be
+        one (small letters, digits, - and _), unless another is given; else the service makes one.
+        """
         body = {"name": name, "max_running": max_running, "gpu_hours": gpu_hours}
-        return await self._send(_core.create_project(body | ({"id": id} if id else {})))
+        return await self._send(_core.create_project(body, id))
 
     async def update_project(
         self,

@@ -3,6 +3,7 @@ takes a fraction of a second, and every process it needs is a child of its own."
 
 from __future__ import annotations
 
+import errno
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -10,21 +11,23 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from bridge_client import hints, output
+from bridge_client import asking, hints, output
 from bridge_client._core import default_url
 from bridge_client.cli_chat import chat
 from bridge_client.cli_control import projects
 from bridge_client.cli_eval import evaluations
 from bridge_client.cli_jobs import LimitOption, OutputOption, connect, jobs
+from bridge_client.client import Client
 from bridge_client.errors import (
     APIStatusError,
     BridgeError,
     CannotStartError,
     ConnectionError,
-    SpecError,
+    UsageError,
 )
 from bridge_client.home import Home
 from bridge_client.output import Output
+from bridge_client.text import escape
 
 
 class Commands(TyperGroup):
@@ -34,21 +37,33 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CannotStartError as error:
-            (output.complain if error.status else output.err().print)(str(error))
+            if error.status:
+                output.complain(str(error), lines=True)
+            else:
+                output.note(str(error))
             ctx.exit(error.status)
-        except SpecError as error:
-            output.complain(str(error))
+        except UsageError as error:
+            output.complain(str(error), lines=True)
             ctx.exit(output.EXIT_USAGE)
         except ConnectionError as error:
             output.complain(str(error))
             ctx.exit(output.EXIT_UNREACHABLE)
         except APIStatusError as error:
             output.complain(str(error))
-            for item in error.errors[:20] if len(error.errors) > 1 else []:
-                output.err().print(f"  {item.get('param', '')}  {item.get('message', '')}")
+            if len(error.errors) > 1:
+                output.mistakes(
+                    (str(item.get("param", "")), str(item.get("message", "")))
+                    for item in error.errors[:20]
+                )
             ctx.exit(output.EXIT_USAGE if error.status in (400, 422) else output.EXIT_FAILED)
         except BridgeError as error:
             output.complain(str(error))
+            ctx.exit(output.EXIT_FAILED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has had enough
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            output.complain(f"{where}{error.strerror or error}")
             ctx.exit(output.EXIT_FAILED)
 
 
@@ -87,6 +102,7 @@ def main(
         ),
     ] = None,
 ) -> None:
+    output.escape_what_cannot_be_shown()
     context.obj = url or default_url()
 
 
@@ -108,8 +124,9 @@ def up(
 
     place = Home(home)
     running = place.running()
-    if running:
-        print(f"Bridge already runs in {place.path} at {running.url}")
+    if running and (running.ready or not detach):
+        how = "already runs" if running.ready else "is starting"
+        print(f"Bridge {how} in {place.path} at {running.url}")
         print(f"Stop it with `{hints.down(place)}`.")
         return
     if detach:
@@ -132,6 +149,8 @@ def down(home: HomeOption = None) -> None:
     from bridge_client import supervisor
 
     place = Home(home)
+    there = place.answering()
+    interrupted = _running_jobs(there.url) if there else []
     stopped = supervisor.stop(place)
     if stopped is None:
         print(f"Nothing runs in {place.path}.")
@@ -140,12 +159,30 @@ def down(home: HomeOption = None) -> None:
         print(f"Stopped what it had left running: {', '.join(stopped.leftovers)}.")
     else:
         print(f"Bridge at {stopped.url} has stopped.")
+    for job_id in interrupted:
+        output.line(f"{job_id} was running: it goes on at the next `bridge up`.")
+
+
+def _running_jobs(url: str) -> list[str]:
+    """The jobs that run, of every project; none where the service does not say."""
+    try:
+        with Client(url, timeout=5, retries=0) as client:
+            projects = client.projects()
+        found = []
+        for project in projects:
+            with Client(url, project=project.id, timeout=5, retries=0) as client:
+                found += [job.id for job in client.jobs(status="running")]
+        return found
+    except BridgeError:
+        return []
 
 
 @app.command()
 def demo(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(envvar="BRIDGE_PORT", help="Port to prefer.")] = 8000,
+    port: Annotated[
+        int, typer.Option(envvar="BRIDGE_PORT", min=1, max=65535, help="Port to prefer.")
+    ] = 8000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training run.")] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
@@ -169,7 +206,11 @@ def generate(
     ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--model", "-m", help="A base model, to see what it says untrained."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A base model, to see what it says untrained, in its own chat template, if any.",
+        ),
     ] = None,
     max_tokens: Annotated[
         Optional[int],  # noqa: UP045
@@ -178,22 +219,21 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest.")] = 0.0,
     n: Annotated[int, typer.Option("-n", min=1, help="How many answers.")] = 1,
     seed: Annotated[Optional[int], typer.Option(help="Of the sampling.")] = None,  # noqa: UP045
-    raw: Annotated[bool, typer.Option("--raw", help="Without the training template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The prompt as it is, without a template.")
+    ] = False,
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """Let a trained adapter answer. Only the answer is printed."""
     if (adapter is None) == (model is None):
         raise typer.BadParameter("give one of --adapter and --model; see `bridge adapters`")
-    answer = connect(context).generate(
-        prompt,
-        adapter=adapter,
-        model=model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        n=n,
-        seed=seed,
-        raw=raw or None,
-    )
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "n": n}
+    settings |= {"seed": seed, "raw": raw or None}
+    client = connect(context)
+    if model is not None:
+        answer = asking.generate(client, prompt, model, **settings)
+    else:
+        answer = client.generate(prompt, adapter=adapter, **settings)
     if output_as is Output.JSON:
         output.print_json(answer)
     else:
@@ -219,12 +259,14 @@ def alias(
     """Give an adapter a name of your own, move it to another, or list such names."""
     client = connect(context)
     if name is None:
-        rows = [[a.name, a.adapter, output.when(a.updated_at)] for a in client.aliases()]
+        rows = [
+            [escape(a.name), escape(a.adapter), output.when(a.updated_at)] for a in client.aliases()
+        ]
         output.table(["ALIAS", "ADAPTER", "SINCE"], rows)
     elif delete and adapter is None:
         client.delete_alias(name)
     elif adapter is not None and not delete:
-        print(client.set_alias(name, adapter).adapter)
+        output.line(client.set_alias(name, adapter).adapter)
     else:
         raise typer.BadParameter("give an adapter, or --delete")
 
@@ -327,7 +369,7 @@ def upload(
     if output_as is Output.JSON:
         output.print_json(dataset)
     else:
-        print(dataset.id)
+        output.line(dataset.id)
         output.err().print(f"{dataset.rows} rows, {dataset.with_solution} with a worked solution")
 
 
@@ -338,7 +380,10 @@ def list_data(context: typer.Context, output_as: OutputOption = Output.TEXT) -> 
     if output_as is Output.JSON:
         output.print_json(found)
     else:
-        rows = [[d.id, d.name or "", str(d.rows or 0), str(d.with_solution or 0)] for d in found]
+        rows = [
+            [escape(d.id), escape(d.name or ""), str(d.rows or 0), str(d.with_solution or 0)]
+            for d in found
+        ]
         output.table(["DATASET", "NAME", "ROWS", "WITH SOLUTION"], rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge_client import output
+from bridge_client.asking import adapter_of, is_base, lacks_template, turn
 from bridge_client.cli_jobs import connect
 from bridge_client.client import Client
 from bridge_client.errors import APIStatusError, BridgeError
-from bridge_client.models import Adapter
+from bridge_client.text import plain
 
 REFRESH = 12
 """Times a second that two answers are drawn anew."""
@@ -39,8 +41,11 @@ def chat(
         typer.Option(
             "--conversation",
             help="Keep the turns before; for models with a chat template. Otherwise each question "
-            "is put as in the adapter's training.",
+            "is put as in the adapter's training, or into a base model's own chat template.",
         ),
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Each question as it is, without any template.")
     ] = False,
     max_tokens: Annotated[
         Optional[int],  # noqa: UP045
@@ -51,13 +56,16 @@ def chat(
 ) -> None:
     """Ask an adapter and see the answer as it is written. An empty line or Ctrl-D ends it; from a
     pipe every line is read, and empty ones are left out."""
+    if raw and conversation:
+        raise typer.BadParameter("a conversation needs a template: leave out --raw")
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    settings["raw"] = raw or None
     client = connect(context)
     speakers = [
         _Speaker(client, name, settings, conversation) for name in (adapter, against) if name
     ]
-    if against is not None and not conversation:
-        _put_alike(client, speakers)
+    if not (conversation or raw):
+        _choose_templates(client, speakers)
     failed = False
     for question in _questions(prompt):
         try:
@@ -79,6 +87,8 @@ def _questions(prompt: str | None) -> Iterator[str]:
         yield prompt
         return
     terminal = _at_terminal()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is no text must not end them all
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> " if terminal else "")
@@ -105,10 +115,25 @@ class _Speaker:
         self._client, self._settings = client, settings
         self._turns: list[dict[str, str]] | None = [] if conversation else None
         self.template: dict[str, Any] | None = None
-        """What questions to a base model are put into, which has no template of its own."""
+        """What questions to a base model are put into; the service does it for an adapter."""
+        self._own_template = False
 
     def say(self, question: str) -> Iterator[str]:
         """The answer in pieces."""
+        try:
+            yield from self._answer(question)
+        except APIStatusError as error:
+            if not (self._own_template and lacks_template(error)):
+                raise
+            self.template, self._own_template = None, False
+            yield from self._answer(question)
+
+    def use_own_template(self) -> None:
+        """Puts the questions to a base model into its own chat template, if it turns out to have
+        one."""
+        self.template, self._own_template = {"kind": "chat"}, True
+
+    def _answer(self, question: str) -> Iterator[str]:
         for chunk in self._client.stream(**self._asked(question), **self._settings):
             yield chunk.text
 
@@ -116,19 +141,19 @@ class _Speaker:
         """Leaves a turn, in a conversation. Only what all who were asked have answered leaves one:
         the next question then comes after the same turns."""
         if self._turns is not None:
-            self._turns += [_turn("user", question), _turn("assistant", answer)]
+            self._turns += [turn("user", question), turn("assistant", answer)]
 
     def _asked(self, question: str) -> dict[str, Any]:
         if self._turns is not None:
-            return {"model": self.name, "messages": [*self._turns, _turn("user", question)]}
+            return {"model": self.name, "messages": [*self._turns, turn("user", question)]}
         if self.template is None:
             return {"model": self.name, "prompt": question}
         text = question + (self.template.get("suffix") or "")
         system = self.template.get("system")
         if self.template.get("kind") == "plain":
             return {"model": self.name, "prompt": (system or "") + text}
-        before = [] if system is None else [_turn("system", system)]
-        return {"model": self.name, "messages": [*before, _turn("user", text)]}
+        before = [] if system is None else [turn("system", system)]
+        return {"model": self.name, "messages": [*before, turn("user", text)]}
 
     def print(self, question: str) -> None:
         """Writes the answer as it comes."""
@@ -136,17 +161,24 @@ class _Speaker:
         try:
             for piece in self.say(question):
                 said += piece
-                print(piece, end="", flush=True)
+                print(plain(piece, lines=True), end="", flush=True)
         finally:
             print()
         self.remember(question, said)
 
 
-def _put_alike(client: Client, speakers: list[_Speaker]) -> None:
-    """Puts the questions to a base model into the template of the adapter beside it, which the
-    service puts the adapter's own into."""
-    found = {speaker: _adapter(client, speaker.name) for speaker in speakers}
+def _choose_templates(client: Client, speakers: list[_Speaker]) -> None:
+    """Puts the questions to a base model into its own template or, beside an adapter, into that of
+    the adapter, which the service puts the adapter's own into."""
+    if len(speakers) == 1:
+        if is_base(client, speakers[0].name):
+            speakers[0].use_own_template()
+        return
+    found = {speaker: adapter_of(client, speaker.name) for speaker in speakers}
     adapters = [adapter for adapter in found.values() if adapter is not None]
+    if not adapters:
+        for speaker in speakers:
+            speaker.use_own_template()
     if len(adapters) != 1:
         return
     (base,) = (speaker for speaker, adapter in found.items() if adapter is None)
@@ -154,26 +186,10 @@ def _put_alike(client: Client, speakers: list[_Speaker]) -> None:
     if template.get("kind") in ("plain", "chat"):
         base.template = template
     else:
-        output.err().print(
+        output.note(
             f"{base.name} gets each question as it is: nobody noted which template "
             f"{adapters[0].name} was trained with"
         )
-
-
-def _adapter(client: Client, name: str) -> Adapter | None:
-    """The adapter of this name; None where it is a base model's."""
-    if "/" in name:
-        return None
-    try:
-        return client.adapter(name)
-    except APIStatusError as error:
-        if error.status == 404:
-            return None
-        raise
-
-
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def _side_by_side(speakers: list[_Speaker], question: str) -> None:
@@ -203,7 +219,7 @@ def _side_by_side(speakers: list[_Speaker], question: str) -> None:
     else:
         for speaker, thread, place in zip(speakers, threads, range(len(texts)), strict=True):
             thread.join()
-            print(f"{speaker.name}:\n{texts[place]}\n")
+            print(plain(f"{speaker.name}:\n{texts[place]}\n", lines=True))
     if errors:
         raise errors[0]
     for speaker, text in zip(speakers, texts, strict=True):
@@ -214,5 +230,5 @@ def _columns(speakers: list[_Speaker], texts: list[str]) -> Table:
     table = Table(expand=True, box=None, pad_edge=False, header_style="bold")
     for speaker in speakers:
         table.add_column(speaker.name, ratio=1, overflow="fold")
-    table.add_row(*(Text(text) for text in texts))
+    table.add_row(*(Text(plain(text, lines=True)) for text in texts))
     return table

@@ -15,10 +15,13 @@ from bridge_client.cli_jobs import (
     connect,
     follow,
     jobs,
+    queued,
     show_status,
 )
+from bridge_client.errors import APIStatusError
 from bridge_client.models import Project
 from bridge_client.output import Output
+from bridge_client.text import escape
 
 projects = typer.Typer(help="Projects, their quotas, what they have used.", no_args_is_help=True)
 
@@ -70,7 +73,7 @@ def prioritize(
     if output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(f"{job.id} priority {job.priority}")
+        output.line(f"{job.id} priority {job.priority}")
 
 
 @jobs.command()
@@ -117,8 +120,7 @@ def fork(
     elif output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(job.id)
-        output.err().print(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
+        queued(job)
 
 
 @projects.command("list")
@@ -141,9 +143,18 @@ def create(
     output_as: OutputOption = Output.TEXT,
 ) -> None:
     """Make a project."""
-    made = connect(context).create_project(
-        name or project_id, id=project_id, max_running=max_running, gpu_hours=gpu_hours
-    )
+    try:
+        made = connect(context).create_project(
+            name or project_id, id=project_id, max_running=max_running, gpu_hours=gpu_hours
+        )
+    except APIStatusError as error:
+        if error.code != "project_exists":
+            raise
+        output.complain(
+            f"there is a project {project_id!r} already; `bridge projects update {project_id}` "
+            "changes it"
+        )
+        raise typer.Exit(output.EXIT_FAILED) from None
     _show(made, output_as)
 
 
@@ -172,10 +183,15 @@ def _show(project: Project, output_as: Output) -> None:
     if output_as is Output.JSON:
         output.print_json(project)
     else:
-        print(project.id)
+        output.line(project.id)
 
 
 def _row(project: Project) -> list[str]:
     quotas = (project.max_running, project.gpu_hours)
     shown = ["" if quota is None else f"{quota:g}" for quota in quotas]
-    return [project.id, project.name or "", *shown, f"{project.gpu_seconds_used / 3600:.2f}"]
+    return [
+        escape(project.id),
+        escape(project.name or ""),
+        *shown,
+        f"{project.gpu_seconds_used / 3600:.2f}",
+    ]

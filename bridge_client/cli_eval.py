@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from bridge_client import evaluations as page
 from bridge_client import output, specs
+from bridge_client.asking import is_base
 from bridge_client.cli_jobs import (
     JobArgument,
     OutputOption,
@@ -20,7 +21,6 @@ from bridge_client.cli_jobs import (
     watched,
 )
 from bridge_client.client import Client
-from bridge_client.errors import APIStatusError
 from bridge_client.models import Job
 from bridge_client.output import Output
 
@@ -179,10 +179,8 @@ def regrade(
 @evaluations.command()
 def answers(context: typer.Context, job_id: JobArgument) -> None:
     """Print every answer of a finished evaluation with its verdict, a problem a JSON line."""
-    import json
-
     for line in connect(context).completions(job_id):
-        print(json.dumps(line, ensure_ascii=False))
+        output.print_json(line, indent=None)
 
 
 def _set(name: str, limit: int | None) -> dict[str, Any]:
@@ -195,17 +193,7 @@ def _set(name: str, limit: int | None) -> dict[str, Any]:
 
 def _subject(client: Client, name: str) -> dict[str, str]:
     """The adapter of this name, if there is one or can be none but that; else the base model."""
-    if "@" in name or name.startswith("job_"):
-        return {"adapter": name}
-    if "/" in name:
-        return {"model": name}
-    try:
-        client.adapter(name)
-    except APIStatusError as error:
-        if error.status != 404:
-            raise
-        return {"model": name}
-    return {"adapter": name}
+    return {"model" if is_base(client, name) else "adapter": name}
 
 
 def _show(client: Client, job: Job, output_as: Output, detach: bool) -> None:
@@ -214,7 +202,7 @@ def _show(client: Client, job: Job, output_as: Output, detach: bool) -> None:
         if output_as is Output.JSON:
             output.print_json(job)
         else:
-            print(job.id)
+            output.line(job.id)
         return
     job = watched(client, job)
     if job.status != "succeeded":

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.markup import escape
 
 from bridge_client import output, specs
 from bridge_client.client import Client
 from bridge_client.models import Job
 from bridge_client.output import Output
+from bridge_client.text import plain
 
 jobs = typer.Typer(help="Submit, look at, follow and steer jobs.", no_args_is_help=True)
 
@@ -83,8 +83,7 @@ def submit(
     elif output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(job.id)
-        output.err().print(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
+        queued(job)
 
 
 @jobs.command("list")
@@ -154,9 +153,23 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a job that has ended: its figures, checkpoints and adapters."""
+    client = connect(context)
     if not yes:
-        typer.confirm(f"Delete {job_id} with all its checkpoints and adapters?", abort=True)
-    connect(context).delete(job_id)
+        _confirm_deletion(client, job_id)
+    client.delete(job_id)
+
+
+def _confirm_deletion(client: Client, job_id: str) -> None:
+    """Asks, unless there is nothing to ask: a job that has not ended cannot be deleted."""
+    job = client.job(job_id)
+    if not job.terminal:
+        first = "" if job.status == "cancelling" else f"`bridge jobs cancel {job_id}`, "
+        output.complain(f"{job_id} is {job.status}: {first}wait for its end, then delete it")
+        raise typer.Exit(output.EXIT_FAILED)
+    names = [one.name for one in client.aliases() if one.adapter.startswith(f"{job_id}@")]
+    aliases = "".join(f", and the alias {name}" for name in names)
+    question = f"Delete {job_id} with all its checkpoints and adapters{aliases}?"
+    typer.confirm(plain(question), abort=True)
 
 
 @jobs.command()
@@ -166,7 +179,10 @@ def logs(
     tail: Annotated[int, typer.Option(min=1, help="At most this many lines, the last ones.")] = 200,
 ) -> None:
     """Print what the training process of a job wrote."""
-    print(connect(context).logs(job_id, tail=tail), end="")
+    logged = connect(context).logs(job_id, tail=tail)
+    if not logged:
+        output.note(f"{job_id} has logged nothing")
+    print(plain(logged, lines=True), end="")
 
 
 @jobs.command()
@@ -193,8 +209,7 @@ def refuse_mistakes(spec: dict[str, Any], name: str) -> None:
     if problems:
         many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         output.complain(f"{name} has {many}; nothing was sent")
-        for problem in problems:
-            output.err().print(f"  [bold]{escape(problem.param)}[/]  {escape(problem.message)}")
+        output.mistakes((problem.param, problem.message) for problem in problems)
         raise typer.Exit(output.EXIT_USAGE)
 
 
@@ -205,7 +220,14 @@ def show_dry_run(client: Client, spec: dict[str, Any], output_as: Output) -> Non
         output.print_json(resolved)
     else:
         print(_yaml(resolved.spec), end="")
-        output.err().print(f"[bold]estimates[/]\n{escape(_yaml(resolved.estimates))}", end="")
+        output.err().print("[bold]estimates[/]")
+        output.err().print(_yaml(resolved.estimates), markup=False, end="")
+
+
+def queued(job: Job) -> None:
+    """The id alone on standard output, and how to go on."""
+    output.line(job.id)
+    output.note(f"{job.status}; follow it with `bridge jobs watch {job.id}`")
 
 
 def show_status(job: Job, output_as: Output) -> None:
@@ -213,7 +235,7 @@ def show_status(job: Job, output_as: Output) -> None:
     if output_as is Output.JSON:
         output.print_json(job)
     else:
-        print(f"{job.id} {job.status}")
+        output.line(f"{job.id} {job.status}")
 
 
 def follow(client: Client, job: Job, output_as: Output) -> None:
@@ -230,11 +252,12 @@ def watched(client: Client, job: Job) -> Job:
     """Watches a job to its end; the job as it ended."""
     try:
         told = f"watching {job.id} ({job.status}); Ctrl-C stops the watching, not the job"
-        output.err().print(told)
+        output.note(told)
         return client.wait(job.id, progress=True)
     except KeyboardInterrupt:
-        output.err().print(
-            f"\nNo longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
+        output.note("")
+        output.note(
+            f"No longer watching; {job.id} goes on. Watch again with `bridge jobs watch "
             f"{job.id}`, end it with `bridge jobs cancel {job.id}`."
         )
         raise typer.Exit(output.EXIT_DETACHED) from None

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 
 from bridge_client import hints, ports, supervisor
 from bridge_client._core import describe
@@ -23,6 +23,7 @@ from bridge_client.errors import APIStatusError, CannotStartError
 from bridge_client.home import Home, State
 from bridge_client.models import Event, Job
 from bridge_client.output import EXIT_DETACHED, EXIT_FAILED, EXIT_OF_JOB, before_after
+from bridge_client.text import escape
 from bridge_client.watch import Watch
 
 SPEC: dict[str, Any] = {
@@ -79,6 +80,9 @@ def _service(home: Home, port: int, console: Console) -> State:
         console.print(f"[bold]1.[/] Bridge already runs at {running.url}")
         _check(home, running)
         return running
+    if not running and (left := supervisor.stop(home)):  # it holds the port
+        names = ", ".join(left.leftovers)
+        console.print(f"Stopped what a killed supervisor had left running: {names}")
     if not running and not ports.is_free(port):
         other = ports.free_port(port + 1)
         console.print(f"Port {port} is taken by {escape(ports.holder(port))}; using {other}.")
@@ -217,6 +221,6 @@ Train one yourself:
   {bridge} jobs submit examples/arithmetic-bridge.yaml --watch
 
 The figures are in {hints.short(file)}."""
-    console.print(escape(commands))
+    console.print(markup.escape(commands))
     if not stop_after:
         console.print(f"The service stays at {client.base_url}; stop it with `{hints.down(home)}`.")

@@ -66,5 +66,9 @@ class CannotStartError(Exception):
         self.status = status
 
 
-class SpecError(BridgeError):
+class UsageError(BridgeError, ValueError):
+    """What the caller gave cannot be sent: an address, an id, a header or a text that is none."""
+
+
+class SpecError(UsageError):
     """A job spec that cannot be sent: the file is unreadable or is no mapping."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
-
 from bridge_client import output
 from bridge_client.models import Scores
+from bridge_client.text import escape
 from bridge_client.watch import percent
 
 OUTCOMES = ("right", "wrong", "format_error", "truncated", "unjudged")
@@ -17,9 +16,11 @@ OUTCOMES = ("right", "wrong", "format_error", "truncated", "unjudged")
 def show(scores: Scores) -> None:
     """The scores with their intervals, what became of the answers, and how they were asked for."""
     console = output.out()
-    console.print(f"[bold]{escape(scores.adapter or scores.model or '?')}[/]  {scores.job_id}")
+    console.print(
+        f"[bold]{escape(scores.adapter or scores.model or '?')}[/]  {escape(scores.job_id)}"
+    )
     rows = [
-        [escape(one["name"]), name, *_figures(score)]
+        [escape(one["name"]), escape(name), *_figures(score)]
         for one in scores.benchmarks
         for name, score in one["scores"].items()
     ]
@@ -51,7 +52,7 @@ def compare(scores: Scores) -> None:
     rows = [
         [
             escape(name),
-            score,
+            escape(score),
             percent(one["ours"]),
             percent(one["theirs"]),
             _points(one["difference"]),

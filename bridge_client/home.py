@@ -111,6 +111,15 @@ class Home:
         state = self.state()
         return state if state and state.supervisor.alive() else None
 
+    def answering(self) -> State | None:
+        """The service that can be asked in this home: the one that runs, or one that outlives a
+        supervisor that was killed."""
+        state = self.state()
+        if state is None:
+            return None
+        processes = (state.supervisor, state.children.get("service"))
+        return state if any(process and process.alive() for process in processes) else None
+
     def write(self, state: State) -> None:
         """Replaces `pids.json` in one step: a reader never sees half of it."""
         temporary = self.pids.with_suffix(".tmp")
@@ -121,8 +130,9 @@ class Home:
         self.pids.unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Yields whether this process is now the home's only supervisor."""
+    def lock(self) -> Iterator[int | None]:
+        """Makes this process the home's only supervisor and yields the lock's descriptor, which a
+        child may inherit to stay it; None where another one is."""
         import fcntl  # Windows has none, and no need of it: there the client is used alone
 
         self.create()
@@ -130,9 +140,9 @@ class Home:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
             else:
-                yield True
+                yield file.fileno()
 
     def tail(self, name: str, lines: int = 15) -> str:
         """The end of one process's log."""

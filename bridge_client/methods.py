@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from rich.markup import escape
-
 from bridge_client import output
+from bridge_client.text import escape
 from bridge_engine.methods import METHODS, Options
 
 SOURCES = ("demos", "rewards")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import BaseModel
 
 from bridge_client.errors import SpecError
 from bridge_engine.spec.yaml import load_yaml
@@ -27,6 +28,11 @@ def as_dict(spec: dict[str, Any] | JobSpec | str | Path) -> dict[str, Any]:
         return spec
     if isinstance(spec, str | Path):
         return read(Path(spec))
+    if not isinstance(spec, BaseModel):
+        raise SpecError(
+            f"a {type(spec).__name__} is no spec: give a mapping, a TrainSpec, an EvaluationSpec "
+            "or the path of a file"
+        )
     return spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 

@@ -25,97 +25,19 @@ from typing import Any
 import httpx
 
 from bridge_client import hints, ports
+from bridge_client.child import Child
 from bridge_client.errors import CannotStartError
 from bridge_client.home import Home, Process, State
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before a dead child is started again: doubled each time between these two."""
-STABLE = 60.0
-"""Seconds of life after which a child's earlier deaths are forgiven."""
 GIVE_UP_AFTER = 4
 """Deaths of one child before the service was ever ready."""
 CANNOT_START = 2
 """The exit status of a child that has told in its log, in a sentence, why it cannot start."""
-UP_FD = "BRIDGE_UP_FD"
-"""The variable with the number of the descriptor into which a child may write that it is up."""
 READY_WITHIN = 180.0
 """Seconds; the first start on a slow disk reads a gigabyte of libraries."""
 POLITE = {"service": 15.0, "inference": 15.0}
 """Seconds between SIGTERM and SIGKILL. A worker gets BRIDGE_GRACE_SECONDS and some more, for its
 engine has a step to finish and a state to save."""
-
-
-@dataclass
-class Child:
-    """One supervised process."""
-
-    name: str
-    command: Sequence[str]
-    environment: dict[str, str]
-    log: Path
-    popen: subprocess.Popen[bytes] | None = None
-    process: Process | None = None
-    deaths: int = 0
-    born: float = 0.0
-    start_at: float = 0.0
-    """Monotonic seconds; not started before."""
-    log_begin: int = 0
-    """Bytes of the log that were there before its last start."""
-
-    up: int | None = None
-    """Our end of the pipe into which it says that it is up."""
-
-    def start(self) -> None:
-        if self.up is not None:
-            os.close(self.up)
-        self.up, its_end = os.pipe()
-        os.set_blocking(self.up, False)
-        with self.log.open("ab") as log:
-            self.log_begin = log.tell()
-            self.popen = subprocess.Popen(
-                self.command,
-                env=self.environment | {UP_FD: str(its_end)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[its_end],
-                process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
-            )
-        os.close(its_end)
-        self.born = time.monotonic()
-        self.process = Process.of(self.popen.pid)
-
-    def is_up(self) -> bool:
-        """Has it said so, by a byte into BRIDGE_UP_FD? True once; for a child that serves no
-        address which could be asked."""
-        if self.up is None:
-            return False
-        try:
-            return bool(os.read(self.up, 1))
-        except BlockingIOError:
-            return False
-
-    def said(self) -> str:
-        """The end of what it has printed since its last start."""
-        with self.log.open("rb") as log:
-            log.seek(self.log_begin)
-            lines = log.read().decode(errors="replace").strip().splitlines()
-        return "\n".join(lines[-15:])
-
-    def died(self) -> int | None:
-        """The exit status of a child that has ended since the last look."""
-        if self.popen is None:
-            return None
-        status = self.popen.poll()
-        if status is None:
-            return None
-        self.popen = self.process = None
-        if time.monotonic() - self.born > STABLE:
-            self.deaths = 0
-        pause = min(SHORTEST_PAUSE * 2**self.deaths, LONGEST_PAUSE)
-        self.deaths += 1
-        self.start_at = time.monotonic() + pause
-        return status
 
 
 @dataclass
@@ -159,9 +81,6 @@ class Supervisor:
         """Until SIGTERM or SIGINT; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop_asked)
-        left = stop_leftovers(self.home)
-        if left:
-            self.say(f"Stopped what a killed supervisor had left running: {', '.join(left)}")
         try:
             self._start(["service"])
             self._until_well(f"{self.url}/healthz")  # it migrates the database for the others
@@ -296,6 +215,15 @@ def stop_leftovers(home: Home) -> list[str]:
     return names
 
 
+def make_way(home: Home, port: int, host: str, say: Callable[[str], Any]) -> None:
+    """Stops what a killed supervisor has left, then raises unless a server can listen on the port,
+    which until then was theirs. For whoever holds the home's lock."""
+    left = stop_leftovers(home)
+    if left:
+        say(f"Stopped what a killed supervisor had left running: {', '.join(left)}")
+    check_port(home, port, host)
+
+
 def check_port(home: Home, port: int, host: str = ports.LOOPBACK) -> None:
     """Raises unless a server can listen there."""
     if not ports.is_free(port, host):
@@ -310,40 +238,54 @@ def serve(
     home: Home, port: int, host: str = ports.LOOPBACK, say: Callable[[str], Any] = print
 ) -> int:
     """Supervises a service in this home, in this process, until it is told to stop."""
-    with home.lock() as mine:
-        if not mine:
+    with home.lock() as lock:
+        if lock is None:
             running = home.running()
             where = f" at {running.url}" if running else ""
             raise CannotStartError(f"Bridge already runs in {home.path}{where}.", status=0)
-        check_port(home, port, host)
+        make_way(home, port, host, say)
         return Supervisor(home, port, host, say).run()
 
 
-def detach(home: Home, port: int, host: str = ports.LOOPBACK) -> State:
-    """Starts `serve` as a process of its own and returns when the service is ready."""
-    home.create()
-    check_port(home, port, host)
+def detach(
+    home: Home, port: int, host: str = ports.LOOPBACK, say: Callable[[str], Any] = print
+) -> State:
+    """Starts a supervisor as a process of its own, or waits for the one that was started meanwhile;
+    returns when the service is ready."""
+    deadline = time.monotonic() + 2 * READY_WITHIN + 10
+    while time.monotonic() < deadline:
+        with home.lock() as lock:
+            if lock is not None:
+                make_way(home, port, host, say)
+                return _leave_behind(home, port, host, lock, deadline)
+        state = home.running()
+        if state and state.ready:
+            return state
+        time.sleep(0.1)
+    raise CannotStartError(f"Another start in {home.path} does not end; see {home.logs}")
+
+
+def _leave_behind(home: Home, port: int, host: str, lock: int, deadline: float) -> State:
+    """A supervisor that goes on without us. It inherits the lock, so that from our look at the port
+    to its end nobody else can start one."""
     with home.log("bridge").open("ab") as log:
         begin = log.tell()
         daemon = subprocess.Popen(
             [
-                *(sys.executable, "-m", "bridge_client.supervisor"),
-                *("--home", str(home.path), "--port", str(port), "--host", host),
+                *(sys.executable, "-m", "bridge_client.supervisor", "--home", str(home.path)),
+                *("--port", str(port), "--host", host, "--lock", str(lock)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[lock],
         )
-    deadline = time.monotonic() + 2 * READY_WITHIN + 10
     while daemon.poll() is None and time.monotonic() < deadline:
         state = home.running()
         if state and state.ready:
             return state
         time.sleep(0.1)
-    state = home.running()
-    if state and state.ready and daemon.returncode == 0:  # another one was faster
-        return state
     with home.log("bridge").open("rb") as log:
         log.seek(begin)
         said = log.read().decode(errors="replace").strip()
@@ -364,8 +306,11 @@ def stop(home: Home) -> Stopped | None:
     state = home.running()
     if state is None:
         written = home.state()
-        left = stop_leftovers(home)
-        return Stopped(written.url, tuple(left)) if written and left else None
+        if written is None:
+            return None
+        with home.lock() as lock:  # whoever else has it starts anew, and stops them itself
+            left = [] if lock is None else stop_leftovers(home)
+        return Stopped(written.url, tuple(left)) if left else None
     os.kill(state.supervisor.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds() + 30.0
     while state.supervisor.alive():
@@ -382,14 +327,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bridge_client.supervisor")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--host", default=ports.LOOPBACK)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--lock", type=int, required=True, help="the home's, which we inherit")
     options = parser.parse_args(arguments)
 
     def say(line: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
 
     try:
-        return serve(Home(options.home), options.port, options.host, say)
+        return Supervisor(Home(options.home), options.port, options.host, say).run()
     except CannotStartError as error:
         print(error, flush=True)
         return error.status

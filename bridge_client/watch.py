@@ -6,13 +6,15 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge_client.models import Event, Job
+from bridge_client.text import escape, plain
 
 LINES = 20
 """Outside a terminal, about this many lines tell of the steps of a run."""
+
+GAP = "  "
 
 HEADLINES = ("reward", "accuracy", "gain", "sft/nll")
 """The figures worth a look, in this order. GRPO's loss is not among them: it tells nothing."""
@@ -27,17 +29,20 @@ class Watch:
         self._steps = job.steps or int(job.spec.get("steps") or 0)
         self._figures: dict[str, float] = {}
         self._told = 0
+        self._bar = 24 if self.console.width >= 100 else 10
         self._live: Progress | None = None
         if self.console.is_terminal:
             self._live = Progress(
                 TextColumn("[bold]{task.description:<10}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=self._bar),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
                 console=self.console,
             )
-            self._task = self._live.add_task(job.status, total=self._steps or None, figures="")
+            self._task = self._live.add_task(
+                escape(job.status), total=self._steps or None, figures=""
+            )
 
     def __enter__(self) -> Watch:
         if self._live:
@@ -90,9 +95,16 @@ class Watch:
         self._advance(step)
         if metrics.get("accuracy") is not None:
             self._line(f"{self._at(step)}  held-out accuracy {interval(self._figures)}")
-        elif not self._live and step >= self._told + max(1, self._steps // LINES):
+        elif not self._live and self._is_due(step, metrics):
             self._told = step
-            self._line(f"{self._at(step)}  {figures(_without_accuracy(metrics))}")
+            self._line(f"{self._at(step)}  {figures(_without_accuracy(metrics))}".rstrip())
+
+    def _is_due(self, step: int, metrics: dict[str, float | None]) -> bool:
+        """Of an evaluation's steps only those that have a score, and each that ends a set."""
+        due = step >= self._told + max(1, self._steps // LINES)
+        if self._job.kind != "eval":
+            return due
+        return any(name.endswith("/pass@1/low") for name in metrics) or (due and bool(metrics))
 
     def _checkpoint(self, event: Event) -> None:
         best = ", the best so far" if event.get("best") else ""
@@ -100,15 +112,25 @@ class Watch:
 
     def _at(self, step: int) -> str:
         width = len(str(self._steps))
-        return f"step {step:>{width}}/{self._steps}"
+        what = "problem" if self._job.kind == "eval" else "step"
+        return f"{what} {step:>{width}}/{self._steps}"
 
     def _advance(self, step: int) -> None:
         if self._live:
-            self._live.update(self._task, completed=step, figures=figures(self._figures))
+            self._live.update(self._task, completed=step, figures=self._fitting())
+
+    def _fitting(self) -> str:
+        """As many figures as there is room for beside the rest, of which nothing may be cut."""
+        taken = (10, self._bar, 2 * len(str(self._steps)) + 1, len("100:00:00"))
+        room = self.console.width - sum(taken) - len(taken)
+        parts = [plain(part) for part in headlines(self._figures)]
+        while parts and len(GAP.join(parts)) > room:
+            parts.pop()
+        return GAP.join(parts)
 
     def _describe(self, what: str) -> None:
         if self._live:
-            self._live.update(self._task, description=what)
+            self._live.update(self._task, description=escape(what))
 
     def _line(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
@@ -116,6 +138,11 @@ class Watch:
 
 def figures(values: dict[str, float]) -> str:
     """The headline figures in a few words: `reward 0.41  accuracy 0.45  gain +0.012`."""
+    return GAP.join(headlines(values))
+
+
+def headlines(values: dict[str, float]) -> list[str]:
+    """Each of them, the first the most worth a look."""
     parts = []
     for name in HEADLINES:
         if name in values:
@@ -125,7 +152,7 @@ def figures(values: dict[str, float]) -> str:
     for name, value in values.items():
         if name.startswith("eval/") and name.endswith("/pass@1"):
             parts.append(f"{name.removeprefix('eval/')} {percent(value)}")
-    return "  ".join(parts)
+    return parts
 
 
 def _without_accuracy(metrics: dict[str, float | None]) -> dict[str, float]:

@@ -27,14 +27,14 @@ def flaky(*answers: Answer) -> Iterator[Flaky]:
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.body = body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             with lock:
                 record.requests.append((self.command, self.path, headers, body))
                 act = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             act(self)
 
-        do_GET = do_POST = do_PUT = do_PATCH = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_: object) -> None:
             """Keeps the tests' output clean."""

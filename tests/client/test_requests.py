@@ -24,6 +24,7 @@ from bridge_client import (
     ConnectionError,
     SpecError,
     _core,
+    _given,
 )
 from bridge_client._core import Retry, retry_after
 from bridge_client.home import Home, Process, State
@@ -332,7 +333,7 @@ def test_a_remote_service_is_reached_through_the_proxy(monkeypatch: pytest.Monke
     ],
 )
 def test_loopback_is_told_from_the_address_alone(url: str, here: bool) -> None:
-    assert _core.is_loopback(url) is here
+    assert _given.is_loopback(url) is here
 
 
 def test_retry_after_is_read_as_seconds_or_date_and_bounded() -> None:

@@ -208,6 +208,71 @@ def test_a_base_beside_an_adapter_is_asked_as_the_adapter_was_trained(
     assert found == {"job_1": {"prompt": "1+1?", **common}, base: {**put, **common}}
 
 
+NO_TEMPLATE = say(422, '{"code": "cannot_generate", "detail": "\'m\' has no chat template"}')
+
+
+def speaking(*, template: bool) -> Any:
+    """A service without adapters, whose base model has a chat template or none."""
+
+    def answer(handler: Any) -> None:
+        if handler.command == "GET":
+            say(404, '{"code": "unknown_adapter"}')(handler)
+        elif not template and b"messages" in handler.body:
+            NO_TEMPLATE(handler)
+        elif handler.path == "/generate" and b'"stream"' in handler.body:
+            stream(WHOLE)(handler)
+        else:
+            say(200, '{"choices": [{"text": "one two"}]}')(handler)
+
+    return answer
+
+
+MESSAGES = [[{"role": "user", "content": text}] for text in ("first", "second")]
+
+
+def test_a_base_is_asked_in_its_chat_template_where_it_has_one() -> None:
+    for name in ("base", "owner/base"):
+        with flaky(speaking(template=True)) as server:
+            result = chat(server, name, typed="first\nsecond\n")
+        assert result.output == "one two\none two\n"
+        assert [body.get("messages") for body in asked(server)] == MESSAGES
+    with flaky(speaking(template=True)) as server:
+        result = generated(server, "first", "--model", "base")
+    assert result.output == "one two\n"
+    assert [body.get("messages") for body in asked(server)] == MESSAGES[:1]
+
+
+def test_a_base_without_one_is_asked_as_it_is_and_tried_only_once() -> None:
+    with flaky(speaking(template=False)) as server:
+        result = chat(server, "base", typed="first\nsecond\n")
+    assert result.output == "one two\none two\n"
+    assert [body.get("prompt") for body in asked(server)] == [None, "first", "second"]
+    with flaky(speaking(template=False)) as server:
+        result = generated(server, "first", "--model", "base")
+    assert result.output == "one two\n"
+    assert [body.get("prompt") for body in asked(server)] == [None, "first"]
+
+
+def test_raw_questions_go_in_as_they_are() -> None:
+    with flaky(speaking(template=True)) as server:
+        assert chat(server, "base", "first", "--raw").exit_code == 0
+        assert chat(server, "base", "first", "--raw", "--against", "job_1").exit_code == 0
+        assert generated(server, "first", "--model", "base", "--raw").exit_code == 0
+        assert chat(server, "base", "first", "--raw", "--conversation").exit_code == 2
+    assert {(body.get("prompt"), body["raw"]) for body in asked(server)} == {("first", True)}
+
+
+def test_an_adapter_is_asked_as_it_was_trained_under_either_option() -> None:
+    with flaky(say(200, '{"name": "tutor@5", "choices": [{"text": "x"}]}')) as server:
+        generated(server, "first", "--model", "tutor")
+        generated(server, "first", "--adapter", "tutor")
+    assert [body.get("prompt") for body in asked(server)] == ["first", "first"]
+
+
+def generated(server: Any, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["--url", server.url, "generate", *arguments])
+
+
 def test_two_adapters_are_each_asked_as_they_were_trained() -> None:
     with flaky(knowing(job_1=PLAIN, job_2=CHAT)) as server:
         chat(server, "job_1", "1+1?", "--against", "job_2")

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from bridge_client import ports, supervisor
+from bridge_client import _core, ports, supervisor
 from bridge_client.home import Home, Process, State
 from tests.support.waiting import until
 
@@ -143,6 +145,73 @@ def test_children_of_a_killed_supervisor_are_stopped_by_the_next_one(tmp_path: P
     with house(tmp_path) as (_, home):
         ready(home)
         assert not any(child.alive() for child in orphans.values())
+
+
+def test_the_same_command_starts_a_home_whose_supervisor_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its children hold the port until they are stopped, which is seen to before it is looked at,
+    by `up` and by what `up --detach` does before it leaves a supervisor behind."""
+    ways = (supervisor.serve, supervisor.detach)
+    monkeypatch.setattr(supervisor.Supervisor, "run", lambda self: 0)
+    monkeypatch.setattr(supervisor, "_leave_behind", lambda *_: None)
+    for way in ways:
+        with house(tmp_path) as (process, home):
+            left = ready(home)
+            process.kill()
+            process.wait()
+        said: list[str] = []
+        way(home, urlsplit(left.url).port or 0, say=said.append)
+        assert said == [
+            "Stopped what a killed supervisor had left running: service, worker, inference"
+        ]
+        assert not any(child.alive() for child in left.children.values())
+
+
+def test_leftovers_are_stopped_by_whoever_holds_the_lock_of_their_home_alone(
+    tmp_path: Path,
+) -> None:
+    with house(tmp_path) as (process, home):
+        orphans = ready(home).children
+        process.kill()
+        process.wait()
+    with home.lock() as mine:
+        assert mine
+        with pytest.raises(supervisor.CannotStartError):
+            supervisor.serve(home, 1)
+        assert supervisor.stop(home) is None
+        assert all(child.alive() for child in orphans.values())
+    assert supervisor.stop(home)
+
+
+def test_a_service_whose_supervisor_was_killed_is_found_while_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_HOME", str(tmp_path))
+    monkeypatch.delenv("BRIDGE_URL", raising=False)
+    with house(tmp_path) as (process, home):
+        url = ready(home).url
+        process.kill()
+        process.wait()
+    assert _core.default_url() == url
+    supervisor.stop(home)
+    assert _core.default_url() == _core.DEFAULT_URL
+
+
+def test_a_second_detached_start_returns_when_the_first_one_is_ready(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    found: list[State] = []
+    me = Process.of(os.getpid())
+    with home.lock() as mine:
+        assert mine
+        second = threading.Thread(target=lambda: found.append(supervisor.detach(home, 1)))
+        second.start()
+        home.write(State("http://x", "http://y", me, {}, False))
+        second.join(0.5)
+        assert second.is_alive()
+        home.write(State("http://x", "http://y", me, {}, True))
+        second.join(60)
+    assert [state.url for state in found] == ["http://x"]
 
 
 def test_a_home_has_one_supervisor(tmp_path: Path) -> None:

