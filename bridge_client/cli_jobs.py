@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from bridge_client import output, specs
+from bridge_client import comparison, output, specs
 from bridge_client.client import Client
 from bridge_client.models import Job
 from bridge_client.output import Output
@@ -201,6 +201,30 @@ def metrics(
         output.print_json(found)
     else:
         output.show_metrics(found)
+
+
+@jobs.command()
+def compare(
+    context: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(help="Training jobs.", metavar="JOB JOB…")],
+    output_as: OutputOption = Output.TEXT,
+) -> None:
+    """Put training jobs side by side, the best first, with what each has cost.
+
+    Says in which fields their specs differ beside method and seed: such jobs were not asked alike.
+    """
+    client = connect(context)
+    found = [client.job(job_id) for job_id in dict.fromkeys(job_ids)]
+    for job in found:
+        if job.kind != "train":
+            raise typer.BadParameter(
+                f"{job.id} is an evaluation; `bridge eval compare` compares those"
+            )
+    compared = comparison.compare(found)
+    if output_as is Output.JSON:
+        output.print_json(compared)
+    else:
+        comparison.show(compared)
 
 
 def refuse_mistakes(spec: dict[str, Any], name: str) -> None:

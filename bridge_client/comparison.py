@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from bridge_client import output
 from bridge_client.models import Job
+from bridge_client.text import escape
 from bridge_client.watch import percent
 
 OWN = ("method", "seed", "name", "resources")
@@ -92,7 +91,7 @@ def show(found: Mapping[str, Any]) -> None:
         told = [f"{name} ({', '.join(map(str, values))})" for name, values in different[:SHOWN]]
         more = len(different) - len(told)
         told += [f"and {more} more"] * bool(more)
-        output.err().print(escape(f"not asked alike: {'; '.join(told)}"))
+        output.note(f"not asked alike: {'; '.join(told)}")
 
 
 def _percent(value: float | None) -> str:

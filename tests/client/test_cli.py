@@ -86,6 +86,7 @@ def test_json_output_is_pure_json_for_every_command_that_has_it(url: str) -> Non
         ["jobs", "list"],
         ["jobs", "show", job_id],
         ["jobs", "metrics", job_id],
+        ["jobs", "compare", job_id],
         ["jobs", "submit", str(EXAMPLE), "--dry-run"],
         ["adapters"],
         ["data", "list"],
@@ -148,6 +149,32 @@ def test_a_job_is_steered_by_commands(url: str) -> None:
     again = bridge("jobs", "retry", forked, url=url)
     assert again.returncode == 1
     assert "possible now: pause, cancel or fork" in again.stderr
+
+
+def test_jobs_are_put_side_by_side_and_unlike_specs_are_told(url: str) -> None:
+    changes = (["seed=1"], ["seed=2", "--set", "steps=9"])
+    jobs = [
+        bridge("jobs", "submit", str(EXAMPLE), "--set", *change, url=url).stdout.strip()
+        for change in changes
+    ]
+    done = bridge("jobs", "compare", *jobs, url=url)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:3] == ["METHOD", "BEFORE", "AFTER"]
+    assert [row.split()[-1] for row in rows] == jobs
+    assert "not asked alike: steps (" in done.stderr
+    found = json.loads(bridge("jobs", "compare", *jobs, "-o", "json", url=url).stdout)
+    assert [(one["method"], one["seed"]) for one in found["jobs"]] == [("sft", 1), ("sft", 2)]
+    assert list(found["unlike"]) == ["steps"]
+
+
+def test_evaluations_are_not_compared_as_training_is(url: str) -> None:
+    with Client(url) as client:
+        spec = {"kind": "eval", "model": "bridge-tiny", "benchmarks": ["arithmetic"]}
+        evaluation = client.submit(spec)
+    done = bridge("jobs", "compare", evaluation.id, url=url)
+    assert done.returncode == 2
+    assert "bridge eval compare" in done.stderr
 
 
 def test_a_project_is_chosen_by_option_or_environment(url: str) -> None:
