@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from bridge_engine.models.folders import materialize_model
     from bridge_http.heads import HTTP
+    from bridge_http.requests import UVICORN, set_up_logging
     from inference.app import GRACE_SECONDS, create_app
 
     disable_progress_bar()  # a log file is no terminal
@@ -86,9 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = uvicorn.Config(
         *(app, options.host, options.port),
         http=HTTP,
-        log_level="info",
         timeout_graceful_shutdown=int(GRACE_SECONDS),
+        **UVICORN,
     )
+    set_up_logging()
     Server(config).run()
     return 0
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bridge_engine.data.template import render_chat
+from bridge_http.requests import tell_trouble
 from inference.errors import InferenceError
 from inference.registry import Adapter, Base, Registry
 from inference.requests import Completion, Generation, Update, collected
@@ -107,6 +108,9 @@ async def answer(
                 *(shape, generations, _merged(generations)),
                 logprobs=generations[0].params.logprobs is not None,
                 usage=body.usage_wanted,
+                broken=lambda error: tell_trouble(
+                    request.scope, error.status, error.type, error.message
+                ),
             )
             return _Stream(events, stack.pop_all())
         done = await _unless_hung_up(request, _all(generations))

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bridge_http.addresses import obstacle
 from bridge_http.heads import HTTP
+from bridge_http.requests import UVICORN, set_up_logging
 from service.app import create_app
 from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
@@ -104,11 +105,11 @@ class _Server(uvicorn.Server):
 
 
 def _serve(app: FastAPI, settings: Settings) -> None:
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, http=HTTP, timeout_graceful_shutdown=10
+        *(app, settings.host, settings.port), http=HTTP, timeout_graceful_shutdown=10, **UVICORN
     )
     _Server(app, config).run()
 

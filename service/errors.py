@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
@@ -18,12 +17,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from bridge_engine.spec.errors import FieldError
+from bridge_http.requests import RequestLog, note_trouble, request_id
 from service import openai_errors
 from service.settings import Settings
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
@@ -31,7 +30,6 @@ from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailabl
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-REQUEST_ID = "X-Request-Id"
 
 
 class Detail(BaseModel):
@@ -160,7 +158,7 @@ _MEANING = {
 
 def install(app: FastAPI) -> None:
     """Puts the handlers and the request id in place."""
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestLog, failed=_failed)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(StoreError, _store_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -169,18 +167,17 @@ def install(app: FastAPI) -> None:
 
 
 def respond(request: Request, error: ApiError) -> JSONResponse:
-    """The error as an answer."""
-    if error.outside is not None:
-        log.error("request %s: %s", _request_id(request.scope), error.detail)
-        if not _asked_from_here(request):
-            error.detail = error.outside
+    """The error as an answer, and its code in the request's line of the log."""
+    note_trouble(request.scope, error.code, error.detail)
+    if error.outside is not None and not _asked_from_here(request):
+        error.detail = error.outside
     if request.url.path.startswith(openai_errors.PREFIX):
         param, errors = error.extra["param"], _plain(error.extra["errors"])
         status, answer = openai_errors.as_openai(
-            *(error.status, error.code, error.detail, param, _request_id(request.scope), errors)
+            *(error.status, error.code, error.detail, param, request_id(request.scope), errors)
         )
         return JSONResponse(answer, status, error.headers)
-    body = problem(error, _request_id(request.scope))
+    body = problem(error, request_id(request.scope))
     return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
 
 
@@ -283,55 +280,13 @@ async def _hung_up(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unforeseen(request: Request, error: Exception) -> ApiError:
-    request_id = _request_id(request.scope)
-    log.error("request %s failed unforeseen", request_id, exc_info=error)
+    called = request_id(request.scope)
+    log.error("request %s failed unforeseen", called, exc_info=error)
     return ApiError(
-        500, "internal", f"an unforeseen error; the service's log has it as request {request_id}"
+        500, "internal", f"an unforeseen error; the service's log has it as request {called}"
     )
 
 
-# --------------------------------------------------------------------------- request ids
-
-
-class RequestIdMiddleware:
-    """Gives each request an id (the caller's own, where it is fit to be logged), writes it on each
-    answer, and turns an unforeseen error into a problem that carries it.
-
-    The outermost layer, in plain ASGI: it does not buffer streams.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _FIT.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception as error:
-            if started:  # too late to say anything else
-                raise
-            request = Request(scope)
-            await respond(request, _unforeseen(request, error))(scope, receive, send_with_id)
-
-
-_FIT = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-"""No spaces, no control characters: a foreign id must not be able to forge a line of the log."""
-
-
-def _request_id(scope: Scope) -> str | None:
-    found = scope.get("state", {}).get("request_id")
-    return str(found) if found else None
+def _failed(scope: Scope, error: Exception) -> JSONResponse:
+    request = Request(scope)
+    return respond(request, _unforeseen(request, error))

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from bridge_http.requests import tell_trouble
 from service.body import parse
 from service.context import StoreDep
 from service.errors import ApiError, responses
@@ -221,7 +222,8 @@ async def _events(
             if said := b"".join(map(shape.chunk, chunks)):
                 yield said
     except ApiError as error:
-        request_id = request.state.request_id
-        yield event(as_openai(error.status, error.code, error.detail, None, request_id)[1])
+        tell_trouble(request.scope, error.status, error.code, error.detail)
+        called = request.state.request_id
+        yield event(as_openai(error.status, error.code, error.detail, None, called)[1])
         return  # no [DONE]: nobody may take it for an end
     yield DONE

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
+from bridge_http.requests import tell_trouble
 from service.body import parse
 from service.errors import ApiError, problem, responses
 from service.generate.answers import AnswerStream
@@ -117,6 +118,7 @@ async def _events(
             if said := b"".join(_said(chunk, head, logprobs) for chunk in chunks):
                 yield said
     except ApiError as error:
+        tell_trouble(request.scope, error.status, error.code, error.detail)
         yield b"event: error\n" + event(problem(error, request.state.request_id))
         return
     yield DONE

@@ -4,6 +4,7 @@ queue."""
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,14 @@ def test_waiting_generations_never_keep_the_health_check_waiting(
         assert client.get("/health").json()["waiting"] == 60
         held.release()
         assert {answer.result().status_code for answer in waiting} == {200}
+
+
+def test_each_request_is_one_line_of_the_log_with_what_was_wrong(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="bridge_http.requests")
+    id = client.get("/health").headers["x-request-id"]
+    complete(client, "nobody")
+    good, refused = (r.message for r in caplog.records if r.name == "bridge_http.requests")
+    assert re.fullmatch(rf"{id} GET /health 200 \S+ ms", good)
+    assert re.fullmatch(r"\S+ POST /v1/completions 404 \S+ ms NotFoundError", refused)
