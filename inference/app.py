@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
+from bridge_http.bodiless import HeadAsGet
 from bridge_http.requests import RequestLog, note_trouble, request_id
 from inference.completions import answer, chat_prompt, text_prompts
 from inference.errors import InferenceError, error_body
@@ -57,6 +58,7 @@ def create_app(
 
     app = FastAPI(title="Bridge local inference", lifespan=lifespan)
     app.state.registry, app.state.scheduler = registry, scheduler
+    app.add_middleware(HeadAsGet)
     app.add_middleware(OwnHostsOnly, hosts=tuple(hosts))
     _handle_errors(app)
     app.add_middleware(RequestLog, failed=_failed)  # last, so that it is the outermost layer

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from bridge_engine.spec.errors import FieldError
@@ -262,16 +263,37 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        refusal = ApiError(404, "unknown_path", f"there is nothing at {path}; see /docs")
+        meant = path.rstrip("/")
+        hint = (
+            f"did you mean {meant}?" if meant != path and _methods(request, meant) else "see /docs"
+        )
+        refusal = ApiError(404, "unknown_path", f"there is nothing at {path}; {hint}")
     elif error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        detail = f"{path} does not take {request.method}" + (f"; it takes {allow}" if allow else "")
-        refusal = ApiError(405, "method_not_allowed", detail, headers=error.headers)
+        takes = _methods(request, path)
+        refusal = ApiError(
+            405,
+            "method_not_allowed",
+            f"{path} does not take {request.method}; it takes {', '.join(takes)}",
+            given=request.method,
+            allowed=takes,
+            headers={"Allow": ", ".join(takes)},
+        )
     else:
         refusal = ApiError(
             error.status_code, f"http_{error.status_code}", str(error.detail), headers=error.headers
         )
     return respond(request, refusal)
+
+
+def _methods(request: Request, path: str) -> list[str]:
+    """The methods that all routes of the path take together: each of them has one."""
+    routes: list[BaseRoute] = request.app.routes
+    takes = []
+    for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
+        scope = {**request.scope, "path": path, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in routes):
+            takes += [method, "HEAD"] if method == "GET" else [method]
+    return takes
 
 
 async def _hung_up(request: Request, error: Exception) -> JSONResponse:

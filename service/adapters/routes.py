@@ -6,7 +6,7 @@ import base64
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -76,7 +76,6 @@ def get_adapter(name: str, store: StoreDep) -> Adapter:
     return Adapter.model_validate(find_adapter(store, name))
 
 
-@router.head("/{name}/download", include_in_schema=False)
 @router.get(
     "/{name}/download",
     operation_id="download_adapter",
@@ -89,7 +88,6 @@ def get_adapter(name: str, store: StoreDep) -> Adapter:
     },
 )
 def download_adapter(
-    request: Request,
     name: str,
     store: StoreDep,
     settings: SettingsDep,
@@ -124,6 +122,4 @@ def download_adapter(
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(made.size)
-    if request.method == "HEAD":
-        return Response(media_type="application/zip", headers=headers)
     return StreamingResponse(made.chunks(), media_type="application/zip", headers=headers)

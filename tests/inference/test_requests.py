@@ -110,7 +110,7 @@ def test_models_lists_bases_and_adapters_with_their_parent(client: Any, house: P
     assert set(listed) == {"plain", "J@1"}
     assert listed["J@1"]["parent"] == "plain"
     assert listed["J@1"]["max_model_len"] == CONTEXT
-    assert client.get("/health").status_code == 200
+    assert client.get("/health").status_code == client.head("/health").status_code == 200
 
 
 def test_full_queue_answers_429_with_a_time_to_come_back(
