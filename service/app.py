@@ -55,8 +55,9 @@ DESCRIPTION = """\
 Teaches base models to reason: post a job, watch it learn, ask what it learned.
 
 A **job** trains one model by one method ({methods}) and is
-queued until a worker is free. Its figures, samples and checkpoints can be read while it runs. Each
-checkpoint leaves an **adapter** under the immutable name `JOB@STEP`, which answers on **/generate**.
+queued until a worker is free. Its figures, samples and checkpoints can be read while it runs.
+Each checkpoint leaves an **adapter** under the immutable name `JOB@STEP`, which answers on
+**/generate**.
 
 Errors are RFC 9457 problems: `code` for programs, `detail` for people, `errors` with every field
 at fault, and the `request_id` to look for in the log.
