@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from types import FrameType
 
@@ -23,6 +24,9 @@ from service.app import create_app
 from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
 from service.store.migrate import upgrade
+from service.variables import unknown
+
+log = logging.getLogger(__name__)
 
 CANNOT_START = 2
 
@@ -106,6 +110,8 @@ class _Server(uvicorn.Server):
 
 def _serve(app: FastAPI, settings: Settings) -> None:
     set_up_logging()
+    for sentence in unknown(os.environ):
+        log.warning(sentence)
     logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
