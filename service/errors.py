@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
@@ -26,10 +28,12 @@ from bridge_engine.spec.errors import FieldError
 from bridge_http.requests import RequestLog, note_trouble, request_id
 from service import openai_errors
 from service.settings import Settings
+from service.store import Store
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+PROJECT = "Bridge-Project"
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -100,7 +104,13 @@ class ApiError(Exception):
         self.code = code
         self.detail = detail
         self.outside = outside
-        self.extra = {
+        if status == 422 and not errors:  # every field at fault, though there is but this one
+            param = param or "body"
+            one = FieldError(
+                param, code, detail, given, list(allowed) if allowed else None, nearest
+            )
+            errors = [one.as_dict()]
+        self.extra: dict[str, Any] = {
             "param": param,
             "given": given,
             "allowed": list(allowed) if allowed is not None else None,
@@ -169,6 +179,7 @@ def install(app: FastAPI) -> None:
 
 def respond(request: Request, error: ApiError) -> JSONResponse:
     """The error as an answer, and its code in the request's line of the log."""
+    _shorten(error)
     note_trouble(request.scope, error.code, error.detail)
     if error.outside is not None and not _asked_from_here(request):
         error.detail = error.outside
@@ -200,6 +211,28 @@ def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:
     return {key: _plain(value) for key, value in body.items() if value is not None}
 
 
+LONGEST_ECHO = 200
+"""Characters of what was given that an answer repeats."""
+
+
+def _shorten(error: ApiError) -> None:
+    """Cuts what was given, wherever the answer repeats it: whoever sent it has it."""
+    fields = [error.extra, *(error.extra["errors"] or ())]
+    given = [field.get(name) for field in fields for name in ("given", "param")]
+    for whole in {one for one in given if isinstance(one, str) and len(one) > LONGEST_ECHO}:
+        cut = f"{whole[:LONGEST_ECHO]}… ({len(whole)} characters)"
+        error.detail = _cut(error.detail, whole, cut)
+        for field in fields:
+            for name in ("given", "param", "message"):
+                if isinstance(value := field.get(name), str):
+                    field[name] = _cut(value, whole, cut)
+
+
+def _cut(text: str, whole: str, cut: str) -> str:
+    # As it is, or as Python writes it between quotes.
+    return text.replace(whole, cut).replace(repr(whole)[1:-1], repr(cut)[1:-1])
+
+
 def _plain(value: Any) -> Any:
     """The value as JSON can say it: given numbers may be infinite, given texts half a character."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -219,9 +252,18 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
 async def _store_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StoreError)
     if isinstance(error, NotFound):
-        refusal = ApiError(404, f"unknown_{error.kind}", error.message, given=error.id)
+        near = await _nearest(request, error)
+        refusal = ApiError(
+            404,
+            f"unknown_{error.kind}",
+            error.message + (f"; did you mean {near!r}?" if near else ""),
+            param=_where(request, error.id),
+            given=error.id,
+            nearest=near,
+        )
     elif isinstance(error, Conflict):
-        refusal = ApiError(409, error.code, error.message, allowed=error.allowed)
+        param = "Idempotency-Key" if error.code == "idempotency_key_reused" else None
+        refusal = ApiError(409, error.code, error.message, param=param, allowed=error.allowed)
     elif isinstance(error, StoreUnavailable):
         refusal = ApiError(
             503,
@@ -233,6 +275,24 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
     else:
         return respond(request, _unforeseen(request, error))
     return respond(request, refusal)
+
+
+async def _nearest(request: Request, error: NotFound) -> str | None:
+    if error.kind != "job":
+        return None
+    with suppress(StoreError):
+        store = cast(Store, request.app.state.store)
+        return await run_in_threadpool(store.nearest_job, error.id)
+    return None
+
+
+def _where(request: Request, given: str) -> str | None:
+    """By which part of the request's address or head it was named."""
+    parts = [*request.path_params.items(), *request.query_params.items()]
+    named = [name for name, value in parts if value == given]
+    if not named and request.headers.get(PROJECT) == given:
+        return PROJECT
+    return named[0] if named else None
 
 
 def trouble(error: StoreUnavailable) -> str:
@@ -249,6 +309,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
 def _parameter_errors(items: Iterable[Mapping[str, Any]]) -> Iterable[FieldError]:
     for item in items:
         param = ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+        param = param.title() if item["loc"][0] == "header" else param
         given = item.get("input")
         plain = given if isinstance(given, str | int | float | bool) else None
         shown = f" (given: {plain!r})" if plain is not None else ""

@@ -64,6 +64,8 @@ def list_adapters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AdapterList:
     """Trained adapters, those of newer jobs and later steps first."""
+    if job_id is not None:
+        store.get_job(job_id)
     check_cursor(store.adapter, after)
     rows, more = store.adapters(job_id, after, limit)
     data = [Adapter.model_validate(row) for row in rows]
@@ -73,7 +75,7 @@ def list_adapters(
 @router.get("/{name}", operation_id="get_adapter", summary="One adapter", responses=responses(404))
 def get_adapter(name: str, store: StoreDep) -> Adapter:
     """The adapter that JOB@STEP, JOB@best, JOB@latest or JOB (the best, else the newest) means."""
-    return Adapter.model_validate(find_adapter(store, name))
+    return Adapter.model_validate(find_adapter(store, name, "name"))
 
 
 @router.get(
@@ -96,7 +98,7 @@ def download_adapter(
     """A zip archive that PEFT loads once it is unpacked: adapter_config.json, the weights,
     bridge.json and a model card. Everything in it was verified; its own SHA-256 is in Repr-Digest
     and, in hexadecimal, the ETag."""
-    adapter = find_adapter(store, name)
+    adapter = find_adapter(store, name, "name")
     try:
         folder = adapter_folder(adapter, store, settings)
         job, evaluations = store.get_job(adapter.job_id), store.evaluations_of(adapter.name)

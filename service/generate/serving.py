@@ -29,7 +29,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.models import catalog
 from bridge_engine.spec.errors import nearest_name
 from service.adapters.files import adapter_folder, check_weights, stored_file
-from service.adapters.names import find_adapter, look_up, nearest, newest
+from service.adapters.names import find_adapter, look_up, nearest, nearest_of, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.answers import AnswerStream
@@ -176,6 +176,14 @@ class Serving:
             if row is None and bases.names is None:
                 _check_base(model)
             return row
+        if adapter in {*base_names(bases), *catalog.model_names()}:
+            raise ApiError(
+                404,
+                "unknown_adapter",
+                f"{adapter!r} is a base model and no adapter; name it as `model`",
+                param="adapter",
+                given=adapter,
+            )
         row = find_adapter(self.store, adapter)
         if model is not None and model != row.base_model:
             raise ApiError(
@@ -200,7 +208,7 @@ class Serving:
             if bases.trouble is not None:  # it may be a base model there
                 raise bases.trouble from None
             adapters = newest(self.store)
-            near = nearest_name(model, [*models, *adapters])
+            near = nearest_of(model, [*models, *adapters])
             hint = f"; did you mean {near!r}?" if near else ""
             raise ApiError(
                 404,
