@@ -46,7 +46,8 @@ def chat_prompt(base: Base, body: ChatRequest) -> list[int]:
     """The conversation as token ids, up to where the answer begins."""
     if base.tokenizer.chat_template is None:
         raise InferenceError(
-            f"The base model {base.name!r} has no chat template: send a prompt to /v1/completions.",
+            f"The base model {base.name!r} has no chat template and takes no conversations: "
+            "give it a prompt instead.",
             param="messages",
         )
     try:

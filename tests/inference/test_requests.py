@@ -101,7 +101,9 @@ def test_chat_uses_the_models_template_and_needs_one(client: Any, house: Path) -
     assert chat["choices"][0]["message"] == {"role": "assistant", "content": expected}
     refused = client.post("/v1/chat/completions", json={"model": "plain"} | body)
     assert refused.status_code == 400
-    assert "no chat template" in refused.json()["error"]["message"]
+    told = refused.json()["error"]["message"]
+    assert "no chat template" in told
+    assert told.endswith("give it a prompt instead.")  # whichever route was asked
 
 
 def test_models_lists_bases_and_adapters_with_their_parent(client: Any, house: Path) -> None:
@@ -124,6 +126,7 @@ def test_full_queue_answers_429_with_a_time_to_come_back(
         refused = complete(client, "plain")
         held.release()
         assert refused.status_code == 429
+        assert refused.json()["error"]["message"].startswith("1 request is waiting already;")
         assert int(refused.headers["Retry-After"]) > 0
         assert first.result().status_code == 200
         assert complete(client, "plain").status_code == 200
