@@ -19,7 +19,7 @@ from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.methods import METHODS
 from bridge_engine.spec.train import TrainSpec
 from bridge_http.bodiless import HeadAsGet
-from service import errors, health
+from service import errors, health, reference
 from service.adapters import aliases
 from service.adapters import routes as adapters
 from service.adapters.aliases import AliasRequest
@@ -92,6 +92,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_tags=_TAGS,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.serving, app.state.controller = serving, controller
@@ -107,7 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     health.install(app, store)  # around it: refusals are counted too
     for feature in (
         *(jobs, control, evaluations, projects, datasets, graders),
-        *(aliases, adapters, openai),
+        *(aliases, adapters, openai, reference),
     ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from fastapi.testclient import TestClient
@@ -63,6 +65,20 @@ def test_a_path_with_a_slash_too_many_is_told_the_right_one(
 ) -> None:
     response = client.request(method, "/jobs/", follow_redirects=False)
     assert problem(response, 404, "unknown_path")["detail"].endswith("did you mean /jobs?")
+
+
+def test_the_page_of_the_api_is_whole_and_loads_nothing(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(|https?://", page.text)
+    document = client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert f"id={operation['operationId']}>" in page.text, path
+    linked = set(re.findall(r'href="#(\w+)"', page.text))
+    assert {"TrainSpec", "Problem", "ChatRequest"} <= linked
+    assert linked <= set(re.findall(r"<a id=(\w+)>", page.text))
+    assert "/openapi.json" in client.get("/docs/swagger").text
 
 
 def test_description_names_every_method_of_training(client: TestClient) -> None:
