@@ -120,9 +120,8 @@ def set_up_logging() -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # or every look at the hub is a line
 
 
 class _Formatter(logging.Formatter):

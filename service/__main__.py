@@ -112,7 +112,6 @@ def _serve(app: FastAPI, settings: Settings) -> None:
     set_up_logging()
     for sentence in unknown(os.environ):
         log.warning(sentence)
-    logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
         *(app, settings.host, settings.port), http=HTTP, timeout_graceful_shutdown=10, **UVICORN
