@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from bridge_engine.spec.errors import FieldError
-from bridge_http.requests import RequestLog, note_trouble, request_id
+from bridge_http.requests import RequestLog, note_trouble, request_id, tell_trouble
 from service import openai_errors
 from service.settings import Settings
 from service.store import Store
@@ -181,8 +181,7 @@ def respond(request: Request, error: ApiError) -> JSONResponse:
     """The error as an answer, and its code in the request's line of the log."""
     _shorten(error)
     note_trouble(request.scope, error.code, error.detail)
-    if error.outside is not None and not _asked_from_here(request):
-        error.detail = error.outside
+    _hide(request, error)
     if request.url.path.startswith(openai_errors.PREFIX):
         param, errors = error.extra["param"], _plain(error.extra["errors"])
         status, answer = openai_errors.as_openai(
@@ -193,8 +192,17 @@ def respond(request: Request, error: ApiError) -> JSONResponse:
     return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
 
 
-def _asked_from_here(request: Request) -> bool:
-    return cast(Settings, request.app.state.settings).on_loopback
+def interrupt(request: Request, error: ApiError) -> None:
+    """Readies an error for the middle of a stream: the log is told, and it says no more than
+    whoever asks may know."""
+    tell_trouble(request.scope, error.status, error.code, error.detail)
+    _hide(request, error)
+
+
+def _hide(request: Request, error: ApiError) -> None:
+    asked_from_here = cast(Settings, request.app.state.settings).on_loopback
+    if error.outside is not None and not asked_from_here:
+        error.detail = error.outside
 
 
 def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from bridge_http.requests import tell_trouble
 from service.body import parse
 from service.context import StoreDep
-from service.errors import ApiError, responses
+from service.errors import ApiError, interrupt, responses
 from service.generate.answers import AnswerStream
 from service.generate.asking import AskingRoute, Body, serving_of
 from service.generate.backends import Bases
@@ -222,7 +221,7 @@ async def _events(
             if said := b"".join(map(shape.chunk, chunks)):
                 yield said
     except ApiError as error:
-        tell_trouble(request.scope, error.status, error.code, error.detail)
+        interrupt(request, error)
         called = request.state.request_id
         yield event(as_openai(error.status, error.code, error.detail, None, called)[1])
         return  # no [DONE]: nobody may take it for an end

@@ -13,8 +13,10 @@ from fastapi.testclient import TestClient
 from bridge_http import requests
 from service.errors import ApiError
 from service.generate.serving import Serving
+from service.settings import Settings
 from service.store import Store
 from service.store.errors import StoreUnavailable
+from tests.api.conftest import connect
 
 ASK = {"model": "bridge-tiny", "prompt": "1", "stream": True}
 CHAT = {"model": "bridge-tiny", "messages": [{"role": "user", "content": "1"}], "stream": True}
@@ -98,6 +100,33 @@ def test_an_error_within_a_stream_is_a_line_with_the_id_that_the_stream_tells(
     assert error.message == wanted
     assert error.levelno == logging.WARNING
     assert end.message.startswith(f"{id} POST {path} 200 ")
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_an_error_within_a_stream_names_no_places_to_others(
+    settings: Settings,
+    lines: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    told: bool,
+) -> None:
+    class Broken:
+        async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
+            raise ApiError(502, "inference_interrupted", "10.0.0.7 is away", outside="it is away")
+            yield []
+
+        async def aclose(self) -> None: ...
+
+    async def stream(*_: Any) -> Broken:
+        return Broken()
+
+    monkeypatch.setattr(Serving, "stream", stream)
+    with connect(settings.model_copy(update={"host": host})) as client:
+        for path in ("/generate", "/v1/completions"):
+            answer = client.post(path, json=ASK).text
+            assert ("10.0.0.7" in answer) is told
+            assert "is away" in answer
+    assert sum("10.0.0.7 is away" in line for line in lines.messages) == 2
 
 
 def test_an_answer_that_breaks_off_unforeseen_is_told_by_its_id(
