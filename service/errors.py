@@ -336,7 +336,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         hint = (
             f"did you mean {meant}?" if meant != path and _methods(request, meant) else "see /docs"
         )
-        refusal = ApiError(404, "unknown_path", f"there is nothing at {path}; {hint}")
+        detail = f"there is nothing at {path}; {hint}"
+        refusal = ApiError(404, "unknown_path", detail, given=path)
     elif error.status_code == 405:
         takes = _methods(request, path)
         refusal = ApiError(

@@ -202,6 +202,8 @@ def test_what_was_given_is_not_echoed_at_length(client: TestClient, body: Any) -
     answer = client.put("/adapters/aliases/tutor", json=body)
     assert answer.status_code in (404, 422)
     assert len(answer.content) < 2000
+    nowhere = problem(client.get("/" + "j" * 3000), 404, "unknown_path")
+    assert len(json.dumps(nowhere)) < 1000
     long = problem(client.get("/jobs/" + "j" * 3000), 404)
     assert long["given"] == "j" * 200 + "… (3000 characters)"
     assert len(json.dumps(long)) < 1500
