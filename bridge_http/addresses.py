@@ -30,4 +30,6 @@ def obstacle(host: str, port: int) -> str | None:
             probe.bind((host, port))
         except OSError as error:
             return error.strerror or str(error)
+        except OverflowError:
+            return "a port is a number from 0 to 65535"
     return None

@@ -35,21 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m inference", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=_number("BRIDGE_INFERENCE_PORT", 8001, least=0))
+    numbers = Numbers()
+    port = numbers.whole("BRIDGE_INFERENCE_PORT", 8001, least=0)
+    parser.add_argument("--port", type=int, default=port)
     options = parser.parse_args(arguments)
-    refusal = _refusal(options.host, options.port)
-    if refusal:
-        print(refusal, file=sys.stderr)
-        return CANNOT_START
-
-    queue, threads = _number("BRIDGE_INFERENCE_QUEUE", 64), _number("BRIDGE_INFERENCE_THREADS", 1)
+    queue = numbers.whole("BRIDGE_INFERENCE_QUEUE", 64)
+    threads = numbers.whole("BRIDGE_INFERENCE_THREADS", 1)
     limits = Limits(
-        adapters=_number("BRIDGE_INFERENCE_MAX_ADAPTERS", MAX_ADAPTERS),
-        bases=_number("BRIDGE_INFERENCE_MAX_MODELS", MAX_BASES),
-        memory=_memory_given(),
-        rows=_number("BRIDGE_INFERENCE_ROWS", 64),
-        cache=_number("BRIDGE_INFERENCE_CACHE_MB", 1024) * 2**20,
+        adapters=numbers.whole("BRIDGE_INFERENCE_MAX_ADAPTERS", MAX_ADAPTERS),
+        bases=numbers.whole("BRIDGE_INFERENCE_MAX_MODELS", MAX_BASES),
+        memory=numbers.memory(),
+        rows=numbers.whole("BRIDGE_INFERENCE_ROWS", 64),
+        cache=numbers.whole("BRIDGE_INFERENCE_CACHE_MB", 1024) * 2**20,
     )
+    if not numbers.wrong and (refusal := _refusal(options.host, options.port)):
+        numbers.wrong.append(refusal)
+    if numbers.wrong:
+        print("\n".join(numbers.wrong), file=sys.stderr)
+        return CANNOT_START
 
     # Imported only now: torch takes seconds, and a taken port should be told at once.
     import torch
@@ -58,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from bridge_engine.models.folders import materialize_model
     from bridge_http.heads import HTTP
+    from bridge_http.requests import UVICORN, set_up_logging
     from inference.app import GRACE_SECONDS, create_app
 
     disable_progress_bar()  # a log file is no terminal
@@ -86,28 +90,43 @@ def main(arguments: list[str] | None = None) -> int:
     config = uvicorn.Config(
         *(app, options.host, options.port),
         http=HTTP,
-        log_level="info",
         timeout_graceful_shutdown=int(GRACE_SECONDS),
+        **UVICORN,
     )
+    set_up_logging()
     Server(config).run()
     return 0
 
 
-def _memory_given() -> int | None:
-    """Bytes that may be loaded, where that is said."""
-    text = os.environ.get("BRIDGE_INFERENCE_MEMORY_GB", "")
-    if not text:
-        return None
-    try:
-        given = float(text)
-    except ValueError:
-        given = 0.0
-    if not 0 < given < 1e9:
-        print(
-            f"BRIDGE_INFERENCE_MEMORY_GB must be a number above 0, not {text!r}.", file=sys.stderr
-        )
-        raise SystemExit(CANNOT_START)
-    return int(given * 1e9)
+class Numbers:
+    """Reads numbers from the environment, and keeps what is wrong with them, to be told at once."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def whole(self, name: str, default: int, least: int = 1) -> int:
+        """A whole number of at least `least`."""
+        text = os.environ.get(name, "") or str(default)
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            self.wrong.append(f"{name} must be a whole number of at least {least}, not {text!r}.")
+        return number
+
+    def memory(self) -> int | None:
+        """Bytes that may be loaded, where that is said."""
+        text = os.environ.get("BRIDGE_INFERENCE_MEMORY_GB", "")
+        if not text:
+            return None
+        try:
+            given = float(text)
+        except ValueError:
+            given = 0.0
+        if not 0 < given < 1e9:
+            self.wrong.append(f"BRIDGE_INFERENCE_MEMORY_GB must be a number above 0, not {text!r}.")
+        return int(given * 1e9) if given < 1e9 else None
 
 
 def _memory_of(device: str) -> int:
@@ -135,18 +154,6 @@ def _refusal(host: str, port: int) -> str | None:
             "port, or set BRIDGE_INFERENCE_PORT to a free one."
         )
     return None
-
-
-def _number(name: str, default: int, least: int = 1) -> int:
-    text = os.environ.get(name, "") or str(default)
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        print(f"{name} must be a whole number of at least {least}, not {text!r}.", file=sys.stderr)
-        raise SystemExit(CANNOT_START)
-    return number
 
 
 if __name__ == "__main__":

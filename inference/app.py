@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Scope
 
+from bridge_http.bodiless import HeadAsGet
+from bridge_http.requests import RequestLog, note_trouble, request_id
 from inference.completions import answer, chat_prompt, text_prompts
 from inference.errors import InferenceError, error_body
 from inference.hosts import OwnHostsOnly
@@ -25,6 +29,8 @@ from inference.schemas import (
     LoadModel,
     UnloadAdapter,
 )
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 """What has begun when the process is asked to stop may go on for so long."""
@@ -52,8 +58,10 @@ def create_app(
 
     app = FastAPI(title="Bridge local inference", lifespan=lifespan)
     app.state.registry, app.state.scheduler = registry, scheduler
+    app.add_middleware(HeadAsGet)
     app.add_middleware(OwnHostsOnly, hosts=tuple(hosts))
     _handle_errors(app)
+    app.add_middleware(RequestLog, failed=_failed)  # last, so that it is the outermost layer
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -143,6 +151,7 @@ def _model_card(
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(InferenceError)
     async def inference_error(request: Request, error: InferenceError) -> JSONResponse:
+        note_trouble(request.scope, error.type, error.message)
         headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
         return JSONResponse(error.body(), error.status, headers)
 
@@ -151,9 +160,12 @@ def _handle_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else first["msg"]
+        note_trouble(request.scope, "BadRequestError", message)
         return JSONResponse(error_body(message, "BadRequestError", 400, param), 400)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        message = "The inference process failed on this request; its log has the details."
-        return JSONResponse(error_body(message, "InternalServerError", 500), 500)
+
+def _failed(scope: Scope, error: Exception) -> JSONResponse:
+    log.error("request %s failed unforeseen", request_id(scope), exc_info=error)
+    note_trouble(scope, "InternalServerError", type(error).__name__)
+    message = "The inference process failed on this request; its log has the details."
+    return JSONResponse(error_body(message, "InternalServerError", 500), 500)

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bridge_engine.data.template import render_chat
+from bridge_http.requests import tell_trouble
 from inference.errors import InferenceError
 from inference.registry import Adapter, Base, Registry
 from inference.requests import Completion, Generation, Update, collected
@@ -45,7 +46,8 @@ def chat_prompt(base: Base, body: ChatRequest) -> list[int]:
     """The conversation as token ids, up to where the answer begins."""
     if base.tokenizer.chat_template is None:
         raise InferenceError(
-            f"The base model {base.name!r} has no chat template: send a prompt to /v1/completions.",
+            f"The base model {base.name!r} has no chat template and takes no conversations: "
+            "give it a prompt instead.",
             param="messages",
         )
     try:
@@ -107,6 +109,9 @@ async def answer(
                 *(shape, generations, _merged(generations)),
                 logprobs=generations[0].params.logprobs is not None,
                 usage=body.usage_wanted,
+                broken=lambda error: tell_trouble(
+                    request.scope, error.status, error.type, error.message
+                ),
             )
             return _Stream(events, stack.pop_all())
         done = await _unless_hung_up(request, _all(generations))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from inference.errors import InferenceError
@@ -124,8 +124,10 @@ async def pieces(
     *,
     logprobs: bool,
     usage: bool,
+    broken: Callable[[InferenceError], None],
 ) -> AsyncIterator[str]:
-    """The stream's events. `merged` gives (the number of the prompt, news)."""
+    """The stream's events. `merged` gives (the number of the prompt, news); `broken` is told of
+    what ends it early."""
     n, counted = generations[0].params.n, 0
     for index in range(n * len(generations)):
         if (first := shape.opening(index)) is not None:
@@ -135,6 +137,7 @@ async def pieces(
             counted += update.count
             yield shape.piece(number * n + update.index, update, logprobs)
     except InferenceError as error:
+        broken(error)
         yield event(error.body())  # no [DONE] behind it: nobody may take it for an end
         return
     if usage:

@@ -49,8 +49,9 @@ class Scheduler:
             if self._draining:
                 raise shutting_down()
             if self._in_line() >= self.waiting:
+                many = "1 request is" if self.waiting == 1 else f"{self.waiting} requests are"
                 raise InferenceError(
-                    f"{self.waiting} requests are waiting already; try again in a few seconds.",
+                    f"{many} waiting already; try again in a few seconds.",
                     status=429,
                     type="RateLimitError",
                     retry_after=2,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from types import FrameType
 
@@ -18,10 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bridge_http.addresses import obstacle
 from bridge_http.heads import HTTP
+from bridge_http.requests import UVICORN, set_up_logging
 from service.app import create_app
 from service.settings import Settings, explain, get_settings
 from service.store import StoreUnavailable
 from service.store.migrate import upgrade
+from service.variables import unknown
+
+log = logging.getLogger(__name__)
 
 CANNOT_START = 2
 
@@ -104,11 +109,12 @@ class _Server(uvicorn.Server):
 
 
 def _serve(app: FastAPI, settings: Settings) -> None:
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel("WARNING")  # or every look at the hub is a line
+    set_up_logging()
+    for sentence in unknown(os.environ):
+        log.warning(sentence)
     logging.getLogger("alembic").setLevel("WARNING")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, http=HTTP, timeout_graceful_shutdown=10
+        *(app, settings.host, settings.port), http=HTTP, timeout_graceful_shutdown=10, **UVICORN
     )
     _Server(app, config).run()
 

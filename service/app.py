@@ -16,8 +16,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from bridge_engine.evaluation.spec import EvaluationSpec
+from bridge_engine.methods import METHODS
 from bridge_engine.spec.train import TrainSpec
-from service import errors, health
+from bridge_http.bodiless import HeadAsGet
+from service import errors, health, reference
 from service.adapters import aliases
 from service.adapters import routes as adapters
 from service.adapters.aliases import AliasRequest
@@ -52,13 +54,14 @@ from service.store import Store
 DESCRIPTION = """\
 Teaches base models to reason: post a job, watch it learn, ask what it learned.
 
-A **job** trains one model by one method (`sft`, `rl` or `bridge`) and is queued until a worker is
-free. Its figures, samples and checkpoints can be read while it runs. Each checkpoint leaves an
-**adapter** under the immutable name `JOB@STEP`, which answers on **/generate**.
+A **job** trains one model by one method ({methods}) and is
+queued until a worker is free. Its figures, samples and checkpoints can be read while it runs.
+Each checkpoint leaves an **adapter** under the immutable name `JOB@STEP`, which answers on
+**/generate**.
 
 Errors are RFC 9457 problems: `code` for programs, `detail` for people, `errors` with every field
 at fault, and the `request_id` to look for in the log.
-"""
+""".format(methods=", ".join(f"`{name}`" for name in METHODS))
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -88,6 +91,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         openapi_tags=_TAGS,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
     app.state.serving, app.state.controller = serving, controller
@@ -95,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.grading = GradingBench()
     app.state.stopping = threading.Event()
     app.state.feeds = Feeds(store, app.state.stopping)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(OriginMiddleware, settings=settings)
     # First, as routes are tried in turn; and without dependencies, which they would not heed.
     for router in (openai.asking, generate.router):
@@ -102,7 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     health.install(app, store)  # around it: refusals are counted too
     for feature in (
         *(jobs, control, evaluations, projects, datasets, graders),
-        *(aliases, adapters, openai),
+        *(aliases, adapters, openai, reference),
     ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer

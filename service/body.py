@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
 from typing import Any, TypeVar
 
 import yaml
@@ -45,10 +47,11 @@ async def read_body(request: Request) -> tuple[bytes, str]:
 
 
 def parse(body: tuple[bytes, str], model: type[Model], *, allow_yaml: bool = False) -> Model:
-    """The body as a `model`. Raises `ApiError`: 415 for another media type, 400 with the position
-    for broken text, 422 with every field that is wrong."""
+    """The body as a `model`, with values of its fields' own types: no "3" for a number. Raises
+    `ApiError`: 415 for another media type, 400 with the position for broken text, 422 with every
+    field that is wrong."""
     try:
-        return model.model_validate(read_object(body, allow_yaml=allow_yaml))
+        return model.model_validate(read_object(body, allow_yaml=allow_yaml), strict=True)
     except ValidationError as error:
         raise invalid_fields(field_errors(error, model)) from None
 
@@ -83,7 +86,7 @@ def _from_json(content: bytes) -> Any:
     if not content.strip():
         return None
     try:
-        return json.loads(_text(content), parse_constant=_no_constant)
+        return json.loads(_text(content), parse_constant=_no_constant, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ApiError(
@@ -91,8 +94,23 @@ def _from_json(content: bytes) -> Any:
         ) from None
     except RecursionError:
         raise ApiError(400, "broken_json", "the body is nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ApiError(400, "broken_json", f"the body cannot be read: {error}") from None
+    except ValueError:
+        raise ApiError(400, "broken_json", f"the body cannot be read: {_TOO_MANY_DIGITS}") from None
+
+
+_TOO_MANY_DIGITS = f"it has a whole number of more than {sys.get_int_max_str_digits()} digits"
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = _writable(
+            next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        )
+        raise ApiError(
+            400, "duplicate_key", f"the body has the key {name!r} twice; say it once", param=name
+        )
+    return found
 
 
 def _refuse_half_characters(value: Any) -> None:
@@ -110,8 +128,11 @@ def _refuse_half_characters(value: Any) -> None:
                 f"{text[max(1, at - 30) : at]!r}; send a whole character",
                 param=None if field is None else _writable(str(field)),
             ) from None
-        except (RecursionError, ValueError) as error:  # or YAML's number of thousands of digits
-            raise ApiError(400, "broken_encoding", f"the body cannot be written: {error}") from None
+        except RecursionError:
+            raise ApiError(400, "broken_encoding", "the body is nested too deeply") from None
+        except ValueError:  # YAML's
+            detail = f"the body cannot be read: {_TOO_MANY_DIGITS}"
+            raise ApiError(400, "broken_encoding", detail) from None
 
 
 def _writable(text: str) -> str:

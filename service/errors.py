@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -18,20 +18,23 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from bridge_engine.spec.errors import FieldError
+from bridge_http.requests import RequestLog, note_trouble, request_id, tell_trouble
 from service import openai_errors
 from service.settings import Settings
+from service.store import Store
 from service.store.errors import Conflict, NotFound, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+PROJECT = "Bridge-Project"
 MEDIA_TYPE = "application/problem+json"
-REQUEST_ID = "X-Request-Id"
 
 
 class Detail(BaseModel):
@@ -101,7 +104,13 @@ class ApiError(Exception):
         self.code = code
         self.detail = detail
         self.outside = outside
-        self.extra = {
+        if status == 422 and not errors:  # every field at fault, though there is but this one
+            param = param or "body"
+            one = FieldError(
+                param, code, detail, given, list(allowed) if allowed else None, nearest
+            )
+            errors = [one.as_dict()]
+        self.extra: dict[str, Any] = {
             "param": param,
             "given": given,
             "allowed": list(allowed) if allowed is not None else None,
@@ -160,7 +169,7 @@ _MEANING = {
 
 def install(app: FastAPI) -> None:
     """Puts the handlers and the request id in place."""
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestLog, failed=_failed)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(StoreError, _store_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -169,23 +178,31 @@ def install(app: FastAPI) -> None:
 
 
 def respond(request: Request, error: ApiError) -> JSONResponse:
-    """The error as an answer."""
-    if error.outside is not None:
-        log.error("request %s: %s", _request_id(request.scope), error.detail)
-        if not _asked_from_here(request):
-            error.detail = error.outside
+    """The error as an answer, and its code in the request's line of the log."""
+    _shorten(error)
+    note_trouble(request.scope, error.code, error.detail)
+    _hide(request, error)
     if request.url.path.startswith(openai_errors.PREFIX):
         param, errors = error.extra["param"], _plain(error.extra["errors"])
         status, answer = openai_errors.as_openai(
-            *(error.status, error.code, error.detail, param, _request_id(request.scope), errors)
+            *(error.status, error.code, error.detail, param, request_id(request.scope), errors)
         )
         return JSONResponse(answer, status, error.headers)
-    body = problem(error, _request_id(request.scope))
+    body = problem(error, request_id(request.scope))
     return JSONResponse(body, error.status, error.headers, media_type=MEDIA_TYPE)
 
 
-def _asked_from_here(request: Request) -> bool:
-    return cast(Settings, request.app.state.settings).on_loopback
+def interrupt(request: Request, error: ApiError) -> None:
+    """Readies an error for the middle of a stream: the log is told, and it says no more than
+    whoever asks may know."""
+    tell_trouble(request.scope, error.status, error.code, error.detail)
+    _hide(request, error)
+
+
+def _hide(request: Request, error: ApiError) -> None:
+    asked_from_here = cast(Settings, request.app.state.settings).on_loopback
+    if error.outside is not None and not asked_from_here:
+        error.detail = error.outside
 
 
 def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:
@@ -200,6 +217,28 @@ def problem(error: ApiError, request_id: str | None) -> dict[str, Any]:
         "request_id": request_id,
     }
     return {key: _plain(value) for key, value in body.items() if value is not None}
+
+
+LONGEST_ECHO = 200
+"""Characters of what was given that an answer repeats."""
+
+
+def _shorten(error: ApiError) -> None:
+    """Cuts what was given, wherever the answer repeats it: whoever sent it has it."""
+    fields = [error.extra, *(error.extra["errors"] or ())]
+    given = [field.get(name) for field in fields for name in ("given", "param")]
+    for whole in {one for one in given if isinstance(one, str) and len(one) > LONGEST_ECHO}:
+        cut = f"{whole[:LONGEST_ECHO]}… ({len(whole)} characters)"
+        error.detail = _cut(error.detail, whole, cut)
+        for field in fields:
+            for name in ("given", "param", "message"):
+                if isinstance(value := field.get(name), str):
+                    field[name] = _cut(value, whole, cut)
+
+
+def _cut(text: str, whole: str, cut: str) -> str:
+    # As it is, or as Python writes it between quotes.
+    return text.replace(whole, cut).replace(repr(whole)[1:-1], repr(cut)[1:-1])
 
 
 def _plain(value: Any) -> Any:
@@ -221,9 +260,18 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
 async def _store_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StoreError)
     if isinstance(error, NotFound):
-        refusal = ApiError(404, f"unknown_{error.kind}", error.message, given=error.id)
+        near = await _nearest(request, error)
+        refusal = ApiError(
+            404,
+            f"unknown_{error.kind}",
+            error.message + (f"; did you mean {near!r}?" if near else ""),
+            param=_where(request, error.id),
+            given=error.id,
+            nearest=near,
+        )
     elif isinstance(error, Conflict):
-        refusal = ApiError(409, error.code, error.message, allowed=error.allowed)
+        param = "Idempotency-Key" if error.code == "idempotency_key_reused" else None
+        refusal = ApiError(409, error.code, error.message, param=param, allowed=error.allowed)
     elif isinstance(error, StoreUnavailable):
         refusal = ApiError(
             503,
@@ -235,6 +283,24 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
     else:
         return respond(request, _unforeseen(request, error))
     return respond(request, refusal)
+
+
+async def _nearest(request: Request, error: NotFound) -> str | None:
+    if error.kind != "job":
+        return None
+    with suppress(StoreError):
+        store = cast(Store, request.app.state.store)
+        return await run_in_threadpool(store.nearest_job, error.id)
+    return None
+
+
+def _where(request: Request, given: str) -> str | None:
+    """By which part of the request's address or head it was named."""
+    parts = [*request.path_params.items(), *request.query_params.items()]
+    named = [name for name, value in parts if value == given]
+    if not named and request.headers.get(PROJECT) == given:
+        return PROJECT
+    return named[0] if named else None
 
 
 def trouble(error: StoreUnavailable) -> str:
@@ -251,6 +317,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
 def _parameter_errors(items: Iterable[Mapping[str, Any]]) -> Iterable[FieldError]:
     for item in items:
         param = ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+        param = param.title() if item["loc"][0] == "header" else param
         given = item.get("input")
         plain = given if isinstance(given, str | int | float | bool) else None
         shown = f" (given: {plain!r})" if plain is not None else ""
@@ -265,16 +332,38 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 404:
-        refusal = ApiError(404, "unknown_path", f"there is nothing at {path}; see /docs")
+        meant = path.rstrip("/")
+        hint = (
+            f"did you mean {meant}?" if meant != path and _methods(request, meant) else "see /docs"
+        )
+        detail = f"there is nothing at {path}; {hint}"
+        refusal = ApiError(404, "unknown_path", detail, given=path)
     elif error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        detail = f"{path} does not take {request.method}" + (f"; it takes {allow}" if allow else "")
-        refusal = ApiError(405, "method_not_allowed", detail, headers=error.headers)
+        takes = _methods(request, path)
+        refusal = ApiError(
+            405,
+            "method_not_allowed",
+            f"{path} does not take {request.method}; it takes {', '.join(takes)}",
+            given=request.method,
+            allowed=takes,
+            headers={"Allow": ", ".join(takes)},
+        )
     else:
         refusal = ApiError(
             error.status_code, f"http_{error.status_code}", str(error.detail), headers=error.headers
         )
     return respond(request, refusal)
+
+
+def _methods(request: Request, path: str) -> list[str]:
+    """The methods that all routes of the path take together: each of them has one."""
+    routes: list[BaseRoute] = request.app.routes
+    takes = []
+    for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
+        scope = {**request.scope, "path": path, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in routes):
+            takes += [method, "HEAD"] if method == "GET" else [method]
+    return takes
 
 
 async def _hung_up(request: Request, error: Exception) -> JSONResponse:
@@ -283,55 +372,13 @@ async def _hung_up(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unforeseen(request: Request, error: Exception) -> ApiError:
-    request_id = _request_id(request.scope)
-    log.error("request %s failed unforeseen", request_id, exc_info=error)
+    called = request_id(request.scope)
+    log.error("request %s failed unforeseen", called, exc_info=error)
     return ApiError(
-        500, "internal", f"an unforeseen error; the service's log has it as request {request_id}"
+        500, "internal", f"an unforeseen error; the service's log has it as request {called}"
     )
 
 
-# --------------------------------------------------------------------------- request ids
-
-
-class RequestIdMiddleware:
-    """Gives each request an id (the caller's own, where it is fit to be logged), writes it on each
-    answer, and turns an unforeseen error into a problem that carries it.
-
-    The outermost layer, in plain ASGI: it does not buffer streams.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _FIT.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception as error:
-            if started:  # too late to say anything else
-                raise
-            request = Request(scope)
-            await respond(request, _unforeseen(request, error))(scope, receive, send_with_id)
-
-
-_FIT = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-"""No spaces, no control characters: a foreign id must not be able to forge a line of the log."""
-
-
-def _request_id(scope: Scope) -> str | None:
-    found = scope.get("state", {}).get("request_id")
-    return str(found) if found else None
+def _failed(scope: Scope, error: Exception) -> JSONResponse:
+    request = Request(scope)
+    return respond(request, _unforeseen(request, error))

@@ -27,20 +27,17 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/", include_in_schema=False)
-@router.head("/", include_in_schema=False)
 def home() -> RedirectResponse:
     """What a browser that is only given the address is shown."""
     return RedirectResponse("/docs")
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="health", summary="Alive")
 def healthz() -> dict[str, str]:
     """Answers as long as the process runs. Restart it when this does not answer."""
     return {"status": "ok"}
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     operation_id="readiness",

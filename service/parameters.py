@@ -3,7 +3,9 @@ the `next` of a page before it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -14,15 +16,23 @@ from service.store import NotFound
 
 
 async def known_parameters(request: Request) -> None:
-    """Refuses query parameters that the route does not have, with the nearest one it has: a
-    misspelt `limit` would be ignored, a misspelt `dry_run` costs hours. A FastAPI dependency
-    (`async`: it waits for nothing, and otherwise would be sent through a thread each time)."""
+    """Refuses query parameters that the route does not have, with the nearest one it has, and those
+    that are given twice: a misspelt `limit` would be ignored, a misspelt `dry_run` costs hours. A
+    FastAPI dependency (`async`: it waits for nothing, and otherwise would be sent through a thread
+    each time)."""
     if not request.scope["query_string"]:
         return
-    known = set(_names(request.scope["route"].dependant))
-    unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
-    if unknown:
-        raise invalid_fields([_unknown(name, known) for name in unknown])
+    fields = {field.alias: field for field in _fields(request.scope["route"].dependant)}
+    known = set(fields)
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = [_unknown(name, known) for name in given if name not in known]
+    wrong += [
+        FieldError(name, "repeated_parameter", f"{name} is given {count} times; it takes one value")
+        for name, count in given.items()
+        if count > 1 and name in known and not _takes_several(fields[name])
+    ]
+    if wrong:
+        raise invalid_fields(wrong)
 
 
 def _unknown(name: str, known: set[str]) -> FieldError:
@@ -32,10 +42,15 @@ def _unknown(name: str, known: set[str]) -> FieldError:
     return unknown_name(name, "parameter", name, known)
 
 
-def _names(dependant: Dependant) -> Iterator[str]:
-    yield from (field.alias for field in dependant.query_params)
+def _fields(dependant: Dependant) -> Iterator[Any]:
+    yield from dependant.query_params
     for inner in dependant.dependencies:
-        yield from _names(inner)
+        yield from _fields(inner)
+
+
+def _takes_several(field: Any) -> bool:
+    annotation = field.field_info.annotation
+    return any(get_origin(part) is list for part in (annotation, *get_args(annotation)))
 
 
 def check_cursor(look: Callable[[str], object], after: str | None) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from service.settings import explain, get_settings
 from service.store import Store
+from service.variables import unknown
 from worker import log
 
 
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     log.setup()
+    for sentence in unknown(os.environ):
+        log.warning(sentence)
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:

@@ -22,9 +22,25 @@ def visible(settings: Settings) -> tuple[str, ...]:
     """Ids of the GPUs that this worker may use: those it is told (BRIDGE_GPUS, else
     CUDA_VISIBLE_DEVICES), else those that nvidia-smi shows."""
     if settings.gpus is not None:
-        return tuple(settings.gpus)
+        return _told(settings.gpus)
     if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return tuple(word for part in told.split(",") if (word := part.strip()) not in ("", "-1"))
+    return _found()
+
+
+def _told(ids: Sequence[str]) -> tuple[str, ...]:
+    """BRIDGE_GPUS as it is: whoever says so may know better than nvidia-smi, and is told."""
+    numbers = [id for id in ids if id.isdecimal()]  # a UUID, or a part of one, is not looked up
+    if numbers and (missing := sorted(set(numbers) - set(found := _found()), key=int)):
+        log.warning(
+            "BRIDGE_GPUS names GPUs that are not here",
+            missing=",".join(missing),
+            found=",".join(found) or "none",
+        )
+    return tuple(ids)
+
+
+def _found() -> tuple[str, ...]:
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

@@ -10,6 +10,7 @@ A worker that hears no more messages looks into the database itself (`lookout.py
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import ExitStack
 from functools import lru_cache
@@ -20,6 +21,7 @@ from kombu.entity import Exchange, Queue
 
 from service.settings import get_settings
 from service.store import Store
+from service.variables import unknown
 from worker import log
 from worker.execute import execute_job
 from worker.gpus import Gpus
@@ -133,3 +135,5 @@ def _on_left(**_: Any) -> None:
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _on_logging(**_: Any) -> None:
     log.setup()
+    for sentence in unknown(os.environ):
+        log.warning(sentence)

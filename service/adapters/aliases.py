@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 
 from bridge_engine.models import catalog
@@ -18,8 +20,21 @@ from service.store import Store
 
 router = APIRouter(prefix="/adapters/aliases", tags=["adapters"])
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-AliasName = Annotated[str, Path(pattern=NAME)]
+
+def _alias(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        raise PydanticCustomError(
+            "wrong_alias",
+            "an alias has up to 64 letters (a-z, A-Z), digits, dots, - and _, and begins with a "
+            "letter or a digit",
+        )
+    return text
+
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+AliasName = Annotated[
+    str, Path(json_schema_extra={"pattern": f"^{_NAME}$"}), AfterValidator(_alias)
+]
 
 
 class AliasRequest(BaseModel):
@@ -90,7 +105,11 @@ async def put_alias(
 def _put(store: Store, name: str, adapter: str) -> Alias:
     if name in catalog.model_names():
         raise ApiError(
-            409, "name_taken", f"{name!r} is the name of a base model; take another", param="name"
+            409,
+            "name_taken",
+            f"{name!r} is the name of a base model; take another",
+            param="name",
+            given=name,
         )
     if name.startswith("job_"):
         raise ApiError(

@@ -26,7 +26,7 @@ def model_card(adapter: AdapterRow, job: JobRow, evaluations: Sequence[JobRow] =
         "library_name": "transformers" if adapter.is_model else "peft",
         "pipeline_tag": "text-generation",
         "license": license,
-        "tags": [*([] if adapter.is_model else ["lora"]), "bridge", job.method],
+        "tags": list(dict.fromkeys(["lora", "bridge", job.method][adapter.is_model :])),
     }
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items() if value)
     result = job.result or {}
@@ -125,8 +125,13 @@ def base_license(model: str) -> str | None:
 def _dataset(what: Any) -> str:
     if not isinstance(what, dict):
         return str(what)
-    more = ", ".join(f"{key} {value}" for key, value in what.items() if key != "name" and value)
+    told = {key: value for key, value in what.items() if key != "name" and value}
+    more = ", ".join(f"{key} {_words(value)}" for key, value in told.items())
     return f"{what.get('name')}" + (f" ({more})" if more else "")
+
+
+def _words(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _percent(accuracy: float | None) -> str | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bridge_engine.spec.errors import nearest_name
 from service.errors import ApiError
 from service.store import AdapterRow, NotFound, Store
+from service.store.ids import nearest_id
 
 _SUGGESTED_FROM = 200
 """So many of the newest adapters are looked at for a name that is like the given one."""
 
 
-def find_adapter(store: Store, name: str) -> AdapterRow:
+def find_adapter(store: Store, name: str, param: str = "adapter") -> AdapterRow:
     """The adapter that `JOB@STEP`, `JOB@best`, `JOB@latest`, `JOB` or an alias means; `ApiError`
-    404 with the nearest name where there is none."""
+    404 with the nearest name where there is none, which was given as `param`."""
     try:
         return look_up(store, name)
     except NotFound as error:
@@ -22,7 +25,7 @@ def find_adapter(store: Store, name: str) -> AdapterRow:
             404,
             "unknown_adapter",
             error.message + hint,
-            param="adapter",
+            param=param,
             given=name,
             nearest=near,
         ) from None
@@ -37,7 +40,13 @@ def look_up(store: Store, name: str) -> AdapterRow:
 
 def nearest(store: Store, name: str) -> str | None:
     """The adapter that whoever wrote this may have meant."""
-    return nearest_name(name, newest(store))
+    return nearest_of(name, newest(store))
+
+
+def nearest_of(name: str, names: Sequence[str]) -> str | None:
+    """Which of them may have been meant: of jobs' ids, which are all alike, only one that is nearly
+    the same."""
+    return nearest_id(name, names) if name.startswith("job_") else nearest_name(name, names)
 
 
 def newest(store: Store) -> list[str]:

@@ -6,7 +6,7 @@ import base64
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +64,8 @@ def list_adapters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AdapterList:
     """Trained adapters, those of newer jobs and later steps first."""
+    if job_id is not None:
+        store.get_job(job_id)
     check_cursor(store.adapter, after)
     rows, more = store.adapters(job_id, after, limit)
     data = [Adapter.model_validate(row) for row in rows]
@@ -73,10 +75,9 @@ def list_adapters(
 @router.get("/{name}", operation_id="get_adapter", summary="One adapter", responses=responses(404))
 def get_adapter(name: str, store: StoreDep) -> Adapter:
     """The adapter that JOB@STEP, JOB@best, JOB@latest or JOB (the best, else the newest) means."""
-    return Adapter.model_validate(find_adapter(store, name))
+    return Adapter.model_validate(find_adapter(store, name, "name"))
 
 
-@router.head("/{name}/download", include_in_schema=False)
 @router.get(
     "/{name}/download",
     operation_id="download_adapter",
@@ -89,7 +90,6 @@ def get_adapter(name: str, store: StoreDep) -> Adapter:
     },
 )
 def download_adapter(
-    request: Request,
     name: str,
     store: StoreDep,
     settings: SettingsDep,
@@ -98,7 +98,7 @@ def download_adapter(
     """A zip archive that PEFT loads once it is unpacked: adapter_config.json, the weights,
     bridge.json and a model card. Everything in it was verified; its own SHA-256 is in Repr-Digest
     and, in hexadecimal, the ETag."""
-    adapter = find_adapter(store, name)
+    adapter = find_adapter(store, name, "name")
     try:
         folder = adapter_folder(adapter, store, settings)
         job, evaluations = store.get_job(adapter.job_id), store.evaluations_of(adapter.name)
@@ -124,6 +124,4 @@ def download_adapter(
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(made.size)
-    if request.method == "HEAD":
-        return Response(media_type="application/zip", headers=headers)
     return StreamingResponse(made.chunks(), media_type="application/zip", headers=headers)

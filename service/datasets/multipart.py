@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from service.context import is_plain
 from service.errors import ApiError
 
 LONGEST_FIELD = 10_000
@@ -86,12 +87,29 @@ class FormReader:
         if b"filename" not in options:
             self._field = options.get(b"name", b"").decode("utf-8", "replace")
             return
+        field = options.get(b"name", b"").decode("utf-8", "replace")
+        if field != "file":
+            raise ApiError(
+                422,
+                "unknown_field",
+                f"the form has a file as the field {field!r}; send it as `file` "
+                "(curl: -F file=@data.jsonl)",
+                param=field or "file",
+                given=field,
+                allowed=["file", "name"],
+            )
         if self.filename is not None:
-            raise ApiError(422, "too_many_files", "one dataset is one file; the form holds several")
+            raise ApiError(
+                422,
+                "too_many_files",
+                "one dataset is one file; the form holds several",
+                param="file",
+            )
         self._field = None
         # Some browsers send a path; only its last part is the name.
         name = options[b"filename"].decode("utf-8", "replace").replace("\\", "/")
-        self.filename = name.rpartition("/")[2] or "upload"
+        last = name.rpartition("/")[2]
+        self.filename = "".join(filter(is_plain, last)) or "upload"
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:

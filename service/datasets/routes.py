@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from service.context import TEXT, SettingsDep, StoreDep
+from service.context import TEXT, OneLine, SettingsDep, StoreDep
 from service.datasets.upload import Received, add, receive
 from service.errors import responses
 from service.parameters import check_cursor
@@ -31,8 +31,9 @@ class Dataset(BaseModel):
     with_solution: int
     """How many rows have a worked solution; as demos, all must."""
     bytes: int
-    sha256: str
     """Of the rows as they are kept."""
+    sha256: str
+    """Of the file as it was uploaded: of the same file, the same."""
     created_at: datetime
 
 
@@ -48,7 +49,7 @@ class DatasetList(BaseModel):
 async def _received(
     request: Request,
     settings: SettingsDep,
-    name: Annotated[str | None, Query(max_length=200, description="A name for people.")] = None,
+    name: Annotated[OneLine | None, Query(max_length=200, description="A name for people.")] = None,
 ) -> AsyncIterator[Received]:
     async with receive(request, settings.datasets_dir, settings.max_upload_bytes) as file:
         yield file

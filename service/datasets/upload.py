@@ -10,21 +10,24 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import Request
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
 from bridge_engine.state.checkpoint import sync
+from service.context import OneLine
 from service.datasets.multipart import FormReader
 from service.errors import ApiError
 from service.store import DatasetRow, Store, new_id
@@ -41,6 +44,9 @@ class Received:
     filename: str
     name: str | None
     """What the sender calls the dataset."""
+    sha256: str
+    hint: str = ""
+    """What may be the matter, if it cannot be read."""
 
 
 @asynccontextmanager
@@ -58,22 +64,46 @@ async def receive(request: Request, folder: Path, limit: int) -> AsyncIterator[R
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_PREFIX}{uuid.uuid4().hex}"
         try:
-            size = 0
+            size, digest = 0, hashlib.sha256()
             with path.open("xb") as file:
                 async for chunk in request.stream():
                     pieces = list(form.feed(chunk)) if form else [chunk]
                     size += sum(map(len, pieces))
                     if size > limit:
                         raise _too_large(limit)
-                    await run_sync(file.writelines, pieces)
-            name = request.query_params.get("name")
+                    await run_sync(_keep, file, digest, pieces)
+            name, sha256 = request.query_params.get("name"), digest.hexdigest
             if form:
                 filename = form.finish()
-                yield Received(path, filename, name or form.fields.get("name"))
+                name = name or _checked(form.fields.get("name"))
+                yield Received(path, filename, name, sha256())
             else:
-                yield Received(path, name or "the uploaded file", name)
+                hint = _CURL if content_type.startswith("application/x-www-form-urlencoded") else ""
+                yield Received(path, name or "the uploaded file", name, sha256(), hint)
         finally:
             path.unlink(missing_ok=True)
+
+
+_CURL = "; curl -d leaves the ends of lines out: send the file with --data-binary @FILE"
+
+
+def _keep(file: IO[bytes], digest: Any, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        digest.update(piece)
+        file.write(piece)
+
+
+def _checked(name: str | None) -> str | None:
+    """The form's field `name`, held to what the parameter is."""
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError as error:
+        found = error.errors()[0]
+        message = f"name: {found['msg']}"
+        raise ApiError(422, found["type"], message, param="name", given=name) from None
+
+
+_NAME: TypeAdapter[str | None] = TypeAdapter(Annotated[OneLine, Field(max_length=200)] | None)
 
 
 def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRow:
@@ -91,18 +121,19 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
             os.replace(draft, final)
             sync(folder)  # or the new name may be lost with the power
         except DataError as error:
-            raise ApiError(422, error.code, error.message, param="file") from None
+            detail = error.message + received.hint
+            raise ApiError(422, error.code, detail, param="file") from None
         finally:
             draft.unlink(missing_ok=True)
     try:
         return store.add_dataset(
             id=dataset_id,
-            name=received.name or Path(received.filename).stem,
+            name=received.name or _stem(received.filename),
             filename=received.filename,
             rows=written.rows,
             with_solution=written.with_solution,
             bytes=written.bytes,
-            sha256=written.sha256,
+            sha256=received.sha256,
         )
     except BaseException:
         final.unlink(missing_ok=True)
@@ -114,12 +145,18 @@ class _Written:
     rows: int
     with_solution: int
     bytes: int
-    sha256: str
+
+
+def _stem(filename: str) -> str:
+    """The name without what says of what form it is."""
+    return _FORM.sub("", filename) or filename
+
+
+_FORM = re.compile(r"(\.(jsonl|ndjson|json|parquet|txt))?(\.gz)?$", re.IGNORECASE)
 
 
 def _convert(received: Received, draft: Path, dataset_id: str, limit: int) -> _Written:
     rows = with_solution = size = 0
-    digest = hashlib.sha256()
     with draft.open("xb") as file:
         for example in read_rows(received.path, name=received.filename):
             line = _line(example, received.path.stem, dataset_id)
@@ -128,10 +165,9 @@ def _convert(received: Received, draft: Path, dataset_id: str, limit: int) -> _W
                 raise _too_large(limit, "unpacks to")
             rows += 1
             with_solution += example.solution is not None
-            digest.update(line)
             file.write(line)
         _flush(file)
-    return _Written(rows, with_solution, size, digest.hexdigest())
+    return _Written(rows, with_solution, size)
 
 
 def _line(example: Example, stem: str, dataset_id: str) -> bytes:

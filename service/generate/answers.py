@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import aiohttp
 
 from service.errors import ApiError
 from service.store.database import load_json
+
+log = logging.getLogger(__name__)
 
 Chunk = dict[str, Any]
 _END_SECONDS = 0.1
@@ -54,7 +57,9 @@ class AnswerStream:
                     raise trouble
                 if self._ended:
                     return
-        except (aiohttp.ClientError, ValueError, RecursionError) as error:
+        except aiohttp.ClientError as error:
+            raise cut_off(error) from error
+        except (ValueError, RecursionError) as error:
             raise broken(str(error) or type(error).__name__) from error
         raise broken("the stream ended early")
 
@@ -124,6 +129,12 @@ def check_ends(answer: Mapping[str, Any]) -> None:
     for choice in answer.get("choices") or ():
         if (reason := choice.get("finish_reason")) not in (None, "stop", "length"):
             raise broken(f"it ended with {reason!r}")
+
+
+def cut_off(error: aiohttp.ClientError) -> ApiError:
+    """The same, because the connection ended; how it did is for the log alone."""
+    log.warning("an answer of inference's was cut off: %r", error)
+    return broken("the connection ended")
 
 
 def broken(why: str) -> ApiError:

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from service.errors import ApiError
-from service.generate.answers import AnswerStream, broken, check_ends
+from service.generate.answers import AnswerStream, check_ends, cut_off
 from service.generate.connections import CONNECT_SECONDS, Connections
 from service.store import AdapterRow
 from service.store.database import load_json
@@ -81,7 +81,7 @@ def loaded_name(adapter: AdapterRow) -> str:
 class InferenceBackend:
     """A client of one inference server. Waiting for it costs no thread."""
 
-    start_it = "start it with `python -m inference`"
+    start_it = "under `bridge up` it is started again by itself, else start `python -m inference`"
     look_seconds = ANSWER_SECONDS
     """So long it may take to say what it has loaded."""
     needs_ends = False
@@ -154,7 +154,7 @@ class InferenceBackend:
             try:
                 self._check(await _whole(response))
             except aiohttp.ClientError as error:
-                raise broken(str(error) or type(error).__name__) from error
+                raise cut_off(error) from error
         return AnswerStream(response)
 
     async def load(self, name: str, folder: Path, adapter: AdapterRow) -> None:

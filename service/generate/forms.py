@@ -5,7 +5,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 MOST_PROMPTS = 64
@@ -27,6 +33,17 @@ def _few(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(value, list) and len(value) > MOST_PROMPTS and isinstance(value[0], str | list):
         raise _wrong(f"there are {len(value)} prompts; a request takes at most {MOST_PROMPTS}")
     return check(value)
+
+
+def some(what: str) -> BeforeValidator:
+    """Tells of an empty list that there must be `what` in it."""
+
+    def checked(value: Any) -> Any:
+        if value == []:
+            raise _wrong(f"it is empty; give at least one {what}")
+        return value
+
+    return BeforeValidator(checked)
 
 
 def _wrong(message: str) -> PydanticCustomError:

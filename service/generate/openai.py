@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.body import parse
 from service.context import StoreDep
-from service.errors import ApiError, responses
+from service.errors import ApiError, interrupt, responses
 from service.generate.answers import AnswerStream
 from service.generate.asking import AskingRoute, Body, serving_of
 from service.generate.backends import Bases
@@ -221,7 +221,8 @@ async def _events(
             if said := b"".join(map(shape.chunk, chunks)):
                 yield said
     except ApiError as error:
-        request_id = request.state.request_id
-        yield event(as_openai(error.status, error.code, error.detail, None, request_id)[1])
+        interrupt(request, error)
+        called = request.state.request_id
+        yield event(as_openai(error.status, error.code, error.detail, None, called)[1])
         return  # no [DONE]: nobody may take it for an end
     yield DONE

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.generate.forms import Prompt, Seed, Stop, forms
+from service.generate.forms import Prompt, Seed, Stop, forms, some
 
 _BOOKKEEPING = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -120,7 +120,7 @@ class ChatMessage(BaseModel):
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), some("message")]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of max_tokens."""
     logprobs: bool | None = None

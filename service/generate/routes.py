@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from service.body import parse
-from service.errors import ApiError, problem, responses
+from service.errors import ApiError, interrupt, problem, responses
 from service.generate.answers import AnswerStream
 from service.generate.asking import AskingRoute, Body, serving_of
 from service.generate.hanging_up import EventStream, unless_hung_up
@@ -117,6 +117,7 @@ async def _events(
             if said := b"".join(_said(chunk, head, logprobs) for chunk in chunks):
                 yield said
     except ApiError as error:
+        interrupt(request, error)
         yield b"event: error\n" + event(problem(error, request.state.request_id))
         return
     yield DONE

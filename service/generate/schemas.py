@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.generate.forms import Seed, Stop
+from service.generate.forms import Seed, Stop, some
 
 
 class Message(BaseModel):
@@ -30,7 +30,7 @@ class GenerateRequest(BaseModel):
     """A base model, which answers without any adapter; or an adapter, named as in `adapter`."""
     prompt: str | None = None
     """The problem. It is put into the template the adapter was trained with, unless `raw`."""
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), some("message")] | None = None
     """A conversation instead of a prompt, for models with a chat template."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest completion; default: 256, or what the model's context leaves."""

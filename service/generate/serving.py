@@ -29,7 +29,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.models import catalog
 from bridge_engine.spec.errors import nearest_name
 from service.adapters.files import adapter_folder, check_weights, stored_file
-from service.adapters.names import find_adapter, look_up, newest
+from service.adapters.names import find_adapter, look_up, nearest, nearest_of, newest
 from service.artifacts import Damaged
 from service.errors import ApiError
 from service.generate.answers import AnswerStream
@@ -90,6 +90,8 @@ class Serving:
         self.store, self.settings, self.backends = store, settings, backends
         self._looks: Together[Found | None] = Together()
         self._proving: dict[tuple[InferenceBackend, str], asyncio.Task[None]] = {}
+        self._unpinned: set[str] = set()
+        """Names that are to be pinned and mean nothing, at the last look."""
         self._model_cards: dict[str, Mapping[str, Any]] = {}
         """By the digest of a whole model that is not fetched."""
         self._base_cards: dict[str, tuple[float, Mapping[str, Any]]] = {}
@@ -174,6 +176,14 @@ class Serving:
             if row is None and bases.names is None:
                 _check_base(model)
             return row
+        if adapter in {*base_names(bases), *catalog.model_names()}:
+            raise ApiError(
+                404,
+                "unknown_adapter",
+                f"{adapter!r} is a base model and no adapter; name it as `model`",
+                param="adapter",
+                given=adapter,
+            )
         row = find_adapter(self.store, adapter)
         if model is not None and model != row.base_model:
             raise ApiError(
@@ -198,7 +208,7 @@ class Serving:
             if bases.trouble is not None:  # it may be a base model there
                 raise bases.trouble from None
             adapters = newest(self.store)
-            near = nearest_name(model, [*models, *adapters])
+            near = nearest_of(model, [*models, *adapters])
             hint = f"; did you mean {near!r}?" if near else ""
             raise ApiError(
                 404,
@@ -217,8 +227,13 @@ class Serving:
         for name in self.settings.inference_pinned:
             try:
                 found.append(await run_in_threadpool(look_up, self.store, name))
+                self._unpinned.discard(name)
             except NotFound as error:
-                log.warning("BRIDGE_INFERENCE_PINNED: %s", error.message)
+                if name not in self._unpinned:  # told once, not at each look
+                    self._unpinned.add(name)
+                    near = await run_in_threadpool(nearest, self.store, name)
+                    hint = f"; did you mean {near!r}?" if near else ""
+                    log.warning("BRIDGE_INFERENCE_PINNED: %s%s", error.message, hint)
         return found
 
     # ------------------------------------------------------------------ answers

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bridge_engine.rewards.graders import GraderSpec
 from bridge_engine.rewards.verifier import Case, Verdict
+from service.generate.forms import some
 
 MOST_ITEMS = 1_000
 LONGEST_TEXT = 200_000
@@ -43,7 +44,7 @@ class GradersRun(BaseModel):
 
     grader: Annotated[GraderSpec, BeforeValidator(_grader_from_name)] = GraderSpec()
     """A name, or an object with options."""
-    items: Annotated[list[GradeItem], Field(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[GradeItem], Field(min_length=1, max_length=MOST_ITEMS), some("item")]
     """At most 1000; the whole body is at most 1 MB."""
 
 

@@ -11,8 +11,8 @@ from service.body import parse
 from service.context import ProjectDep, SettingsDep, StoreDep
 from service.errors import responses
 from service.jobs import fork, submit
-from service.jobs.routes import Body, ExistingJob, Id, announced, shown
-from service.jobs.schemas import Job
+from service.jobs.routes import DRY_RUN, Body, DryRunAsked, ExistingJob, Id, announced, shown
+from service.jobs.schemas import DryRun, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -71,7 +71,8 @@ def retry_job(job_id: Id, store: StoreDep) -> Job:
     operation_id="fork_job",
     summary="Fork",
     status_code=201,
-    responses=responses(400, 404, 409, 413, 415, 422, 507),
+    response_model=Job | DryRun,
+    responses={**DRY_RUN, **responses(400, 404, 409, 413, 415, 422, 507)},
     openapi_extra=_json_body("ForkRequest", required=False),
 )
 def fork_job(
@@ -80,22 +81,28 @@ def fork_job(
     store: StoreDep,
     settings: SettingsDep,
     response: Response,
+    dry_run: DryRunAsked = False,
     project: ProjectDep = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> Job:
+) -> Job | DryRun:
     """Makes a new job from this one's spec with changes, and leaves this one alone, whatever its
     status. `from_checkpoint` starts it from the parameters of one of this job's checkpoints. It
     belongs to this job's project unless the header names another."""
     request = fork.requested(body)
+    spec = fork.forked(source, request)
+    param = "from_checkpoint" if request.from_checkpoint is not None else "init.step"
+    if dry_run:
+        response.status_code = 200
+        return submit.tried(spec, store, settings, source=source, param=param)
     row, created = submit.create(
-        fork.forked(source, request),
+        spec,
         store,
         settings,
         idempotency_key=idempotency_key,
         project_id=project or source.project_id,
         priority=source.priority if request.priority is None else request.priority,
         source=source,
-        param="from_checkpoint" if request.from_checkpoint is not None else "init.step",
+        param=param,
     )
     return announced(store, response, row, created)
 

@@ -32,7 +32,7 @@ def check_names(missing: Sequence[str], job: JobRow) -> None:
         if not job.ended and name.partition("/")[0] in FAMILIES:
             continue
         near = nearest_name(name, known)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = f"; did you mean {near!r}?" if near else "."
         raise ApiError(
             404,
             "unknown_metric",

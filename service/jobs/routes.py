@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from bridge_engine.spec.train import TrainSpec
 from service.artifacts import ArtifactsUnavailable
 from service.artifacts.removal import remove
 from service.body import read_body, read_object
 from service.context import LARGEST_INT, TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import ApiError, responses
-from service.jobs import events, figures, initial, submit
+from service.jobs import events, figures, submit
 from service.jobs.logs import tail as last_lines
 from service.jobs.schemas import (
     Attempt,
@@ -92,6 +91,12 @@ def announced(store: Store, response: Response, row: JobRow, created: bool) -> J
     return shown(store, row)
 
 
+DryRunAsked = Annotated[
+    bool, Query(description="Answer the resolved spec and estimates; queue nothing.")
+]
+DRY_RUN: dict[int | str, dict[str, object]] = {
+    200: {"model": DryRun, "description": "dry_run: what the spec would become."}
+}
 ExistingJob = Annotated[JobRow, Depends(_existing)]
 ResumePoint = Annotated[int, Depends(_resume_point)]
 
@@ -117,7 +122,7 @@ def _spec_body() -> dict[str, object]:
     status_code=201,
     response_model=Job | DryRun,
     responses={
-        200: {"model": DryRun, "description": "dry_run: what the spec would become."},
+        **DRY_RUN,
         **responses(400, 409, 413, 415, 422),
     },
     openapi_extra=_spec_body(),
@@ -127,9 +132,7 @@ def create_job(
     store: StoreDep,
     settings: SettingsDep,
     response: Response,
-    dry_run: Annotated[
-        bool, Query(description="Answer the resolved spec and estimates; queue nothing.")
-    ] = False,
+    dry_run: DryRunAsked = False,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -151,11 +154,7 @@ def create_job(
     spec = submit.asked_for(read_object(body, allow_yaml=True))
     if dry_run:
         response.status_code = 200
-        spec = submit.resolved(spec, store, settings)
-        if isinstance(spec, TrainSpec) and spec.init is not None:
-            spec, _ = initial.resolve(spec, store, settings)
-        dumped = spec.model_dump(mode="json", by_alias=True)
-        return DryRun(spec=dumped, estimates=submit.estimated(spec, store))
+        return submit.tried(spec, store, settings)
     row, created = submit.create(
         spec,
         store,
@@ -240,7 +239,13 @@ def get_metrics(
     ] = None,
     max_points: Annotated[
         int | None,
-        Query(ge=4, le=100_000, description="Thin each series, keeping its lows and highs."),
+        Query(
+            ge=4,
+            le=100_000,
+            description="Thin each series to at most so many points: both its ends, and of each "
+            "section between them the lowest and the highest. 4 leave one section; a chart wants "
+            "some hundred.",
+        ),
     ] = None,
 ) -> Metrics:
     """Series of [step, value], one a metric. A name that the job has no figures of (yet) is left

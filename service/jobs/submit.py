@@ -15,6 +15,7 @@ from service.evaluations import estimate as evaluation_estimate
 from service.evaluations import subject
 from service.jobs import initial
 from service.jobs.estimate import Estimates, estimate
+from service.jobs.schemas import DryRun
 from service.settings import Settings
 from service.store import JobRow, NotFound, Store, StoreUnavailable, new_id
 from service.store.models import DEFAULT_PROJECT
@@ -29,15 +30,11 @@ def asked_for(document: dict[str, Any]) -> JobSpec:
         raise invalid_fields(error.errors) from None
 
 
-def resolved(spec: JobSpec, store: Store, settings: Settings) -> JobSpec:
-    """The spec with every default filled in, names looked up; `ApiError` 422 with every field at
-    fault when it cannot run."""
-    return _resolved(spec, store, settings)[0]
-
-
 def _resolved(
     spec: JobSpec, store: Store, settings: Settings, source: JobRow | None = None
 ) -> tuple[JobSpec, subject.Beginning]:
+    """The spec with every default filled in, names looked up; `ApiError` 422 with every field at
+    fault when it cannot run."""
     beginning = subject.Beginning()
     if isinstance(spec, EvaluationSpec):
         spec, beginning = subject.located(spec, store, settings, source)
@@ -52,6 +49,28 @@ def _resolved(
     except EngineError as error:  # a dataset that went away between two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
+
+
+def tried(
+    spec: JobSpec,
+    store: Store,
+    settings: Settings,
+    *,
+    source: JobRow | None = None,
+    param: str = "init.step",
+) -> DryRun:
+    """What `create` would make of it; nothing is queued, and the same is refused."""
+    spec = _resolved(spec, store, settings, source)[0]
+    if isinstance(spec, TrainSpec) and spec.init is not None and not _inherits(spec, source):
+        spec, _ = initial.resolve(spec, store, settings, param)
+    dumped = spec.model_dump(mode="json", by_alias=True)
+    return DryRun(spec=dumped, estimates=estimated(spec, store))
+
+
+def _inherits(spec: TrainSpec, source: JobRow | None) -> bool:
+    """Does it start from where the job started that it is forked from?"""
+    assert spec.init is not None
+    return source is not None and source.spec.get("init") == spec.init.model_dump(mode="json")
 
 
 def create(
@@ -87,7 +106,7 @@ def create(
             initial.put(beginning.folder, run, param)
     elif spec.init is not None and not (
         source is not None
-        and source.spec.get("init") == spec.init.model_dump(mode="json")
+        and _inherits(spec, source)
         and initial.inherit(spec, source.id, run, store, settings)
     ):
         spec, folder = initial.resolve(spec, store, settings, param)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from service.body import parse, read_body
-from service.context import StoreDep
+from service.context import OneLine, StoreDep
 from service.errors import responses
 from service.store import NotFound
 
@@ -17,12 +19,27 @@ router = APIRouter(prefix="/projects", tags=["projects"])
 Body = Annotated[tuple[bytes, str], Depends(read_body)]
 
 
+def _project_id(text: str) -> str:
+    if not re.fullmatch(_ID, text):
+        raise PydanticCustomError(
+            "wrong_project_id",
+            "it must be up to 63 of a-z, 0-9, - and _, and begin with a letter or a digit",
+        )
+    return text
+
+
+_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
+ProjectId = Annotated[
+    str, AfterValidator(_project_id), Field(json_schema_extra={"pattern": f"^{_ID}$"})
+]
+
+
 class ProjectChanges(BaseModel):
     """A project's name and quotas; a quota that is left out is none."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[OneLine, Field(min_length=1, max_length=200)]
     """A name for people."""
     max_running: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Jobs that may run at the same time; 0 starts none, null any number."""
@@ -33,7 +50,7 @@ class ProjectChanges(BaseModel):
 class NewProject(ProjectChanges):
     """A project to be made."""
 
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
+    id: ProjectId | None = None
     """What the header `Bridge-Project` names it by; default: a new id."""
 
 

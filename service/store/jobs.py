@@ -15,7 +15,7 @@ from bridge_engine.spec.job import JobSpec
 from service.store.artifacts import Artifact, keep_artifacts, named_now
 from service.store.database import Database, clean
 from service.store.errors import Conflict, NotFound
-from service.store.ids import new_id
+from service.store.ids import nearest_id, new_id
 from service.store.models import DEFAULT_PROJECT, AttemptRow, JobRow
 from service.store.outbox import announce
 from service.store.projects import found_project
@@ -23,6 +23,8 @@ from service.store.queues import queue_of
 
 EVALUATION = "eval"
 """What the `method` column says of evaluations, which its index finds."""
+_SUGGESTED_FROM = 200
+"""So many of the newest jobs are looked at for one whose id is like the given one."""
 
 
 class Jobs(Database):
@@ -132,6 +134,13 @@ class Jobs(Database):
         """The job; raises NotFound."""
         with self.read() as session:
             return found(session, job_id)
+
+    def nearest_job(self, job_id: str) -> str | None:
+        """The job that may have been meant, of the newest."""
+        query = select(JobRow.id).where(JobRow.deleted_at.is_(None))
+        with self.read() as session:
+            ids = session.scalars(query.order_by(JobRow.id.desc()).limit(_SUGGESTED_FROM))
+            return nearest_id(job_id, ids.all())
 
     def list_jobs(
         self,

@@ -147,8 +147,11 @@ class Leases(Database):
         if becomes is not None:
             _end(session, job, becomes, outcome, error if becomes == "paused" else None)
         elif error is not None and job.lost_attempts >= self.max_attempts:
-            tries = f" Given up: it broke down {job.lost_attempts} times without a new checkpoint."
-            _end(session, job, "failed", outcome, {**error, "message": error["message"] + tries})
+            message = error["message"].rstrip()
+            stop = "" if message.endswith((".", "!", "?")) else "."
+            message += f"{stop} Given up: it broke down {job.lost_attempts} times without a new "
+            message += "checkpoint."
+            _end(session, job, "failed", outcome, {**error, "message": message})
         else:
             _end(session, job, "queued", outcome, error)
             if error is not None:

@@ -46,7 +46,7 @@ class Projects(Database):
                 session.add(project)
         except IntegrityError:
             raise Conflict(
-                f"there is a project {project_id!r} already; PUT /projects/{project_id} changes it",
+                f"there is a project {project_id!r} already; change that one, or take another id",
                 code="project_exists",
             ) from None
         return project

@@ -21,6 +21,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from service.store.migrate import upgrade
+from tests.support.waiting import until
 
 BRIDGE = {
     "method": "bridge",
@@ -74,6 +75,7 @@ def http(client: TestClient) -> Iterator[httpx.Client]:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
+        until(lambda: server.started)
         port = listener.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
             yield http

@@ -151,7 +151,18 @@ def test_a_download_is_announced_and_always_the_same(client: TestClient, trained
         digest_of(b"weights"),
     ):
         assert fact in card
+    assert 'tags: ["lora", "bridge"]\n' in card  # the method's name is ours here
     problem(client.get("/adapters/job_none@1/download"), 404, "unknown_adapter")
+
+
+def test_a_cards_lists_are_words(client: TestClient, trained: Trained) -> None:
+    from service.adapters.card import model_card
+
+    store: Store = client.app.state.store  # type: ignore[attr-defined]
+    job = store.get_job(trained.job)
+    job.spec = {**job.spec, "data": {"prompts": {"name": "arithmetic", "kinds": ["add3", "mul"]}}}
+    card = model_card(store.adapter(trained.name), job)
+    assert "| Data, prompts | arithmetic (kinds add3 and mul) |" in card
 
 
 def digest_of(data: bytes) -> str:

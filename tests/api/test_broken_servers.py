@@ -99,6 +99,7 @@ def test_a_stream_that_stops_being_http_is_handed_on_to_there_and_ended() -> Non
     assert count == 1
     assert error is not None
     assert error.code == "inference_interrupted"
+    assert "(the connection ended)" in error.detail  # and no word of what aiohttp calls it
 
 
 def test_what_came_before_a_connection_broke_reaches_a_slow_reader() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -247,3 +248,51 @@ def test_remains_of_a_killed_upload_are_swept_and_a_running_one_is_not(tmp_path:
     assert not old.exists()
     assert new.exists()
     assert other.exists()
+
+
+def test_the_same_file_has_the_same_hash_at_each_upload_and_in_each_form(
+    client: TestClient,
+) -> None:
+    content = jsonl(*ROWS)
+    answers = [
+        client.post("/datasets", content=content),
+        client.post("/datasets", content=content, params={"name": "other"}),
+        client.post("/datasets", files={"file": ("a.jsonl", content)}),
+    ]
+    hashes = {answer.json()["sha256"] for answer in answers}
+    assert hashes == {hashlib.sha256(content).hexdigest()}
+    packed = gzip.compress(content, mtime=0)
+    told = client.post("/datasets", content=packed).json()["sha256"]
+    assert told == hashlib.sha256(packed).hexdigest()
+
+
+def test_a_file_in_another_field_than_file_is_refused(client: TestClient) -> None:
+    body = problem(client.post("/datasets", files={"other": ("a.jsonl", jsonl(GOOD))}), 422)
+    assert (body["param"], body["allowed"]) == ("other", ["file", "name"])
+    assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("filename", "name"),
+    [
+        ("good.jsonl", "good"),
+        ("good.jsonl.gz", "good"),
+        ("v1.2.json.GZ", "v1.2"),
+        ("good.ndjson", "good"),
+        ("good.parquet", "good"),
+        ("notes.txt", "notes"),
+        (".jsonl", ".jsonl"),
+    ],
+)
+def test_a_dataset_is_named_as_its_file_without_the_form(
+    client: TestClient, filename: str, name: str
+) -> None:
+    dataset = client.post("/datasets", files={"file": (filename, jsonl(GOOD))}).json()
+    assert (dataset["name"], dataset["filename"]) == (name, filename)
+
+
+def test_lines_that_curl_has_joined_are_explained(client: TestClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    content = jsonl(*ROWS).replace(b"\n", b"")
+    body = problem(client.post("/datasets", content=content, headers=headers), 422)
+    assert "--data-binary @FILE" in body["detail"]

@@ -70,6 +70,33 @@ def test_an_empty_body_makes_the_same_job_once_more(client: TestClient, source: 
     assert made["id"] != source
 
 
+@pytest.mark.parametrize(
+    ("asked", "init"),
+    [({}, None), ({"from_checkpoint": "best"}, 8), ({"overrides": {"steps": 7}}, None)],
+)
+def test_a_dry_run_of_a_fork_is_its_spec_and_queues_nothing(
+    client: TestClient, settings: Settings, source: str, asked: dict[str, Any], init: int | None
+) -> None:
+    runs = sorted(settings.runs_dir.iterdir())
+    told = client.post(f"/jobs/{source}/fork?dry_run=true", json=asked)
+    assert told.status_code == 200, told.text
+    assert told.json()["object"] == "dry_run"
+    assert len(client.get("/jobs").json()["data"]) == 1
+    assert sorted(settings.runs_dir.iterdir()) == runs
+    made = fork(client, source, **asked)
+    assert told.json()["spec"] == made["spec"]
+    assert (made["spec"]["init"] or {"step": None})["step"] == init
+    again = client.post(f"/jobs/{made['id']}/fork?dry_run=true", json={})
+    assert again.json()["spec"] == made["spec"]
+
+
+def test_a_dry_run_of_a_fork_refuses_what_the_fork_would(client: TestClient, source: str) -> None:
+    for asked in ({"from_checkpoint": 5}, {"overrides": {"steps": 0}}, {"overrides": {"sft": 1}}):
+        tried = problem(client.post(f"/jobs/{source}/fork?dry_run=true", json=asked), 422)
+        made = problem(client.post(f"/jobs/{source}/fork", json=asked), 422)
+        assert {**tried, "request_id": None} == {**made, "request_id": None}
+
+
 @pytest.mark.parametrize(("asked", "step"), [(8, 8), ("best", 8), ("latest", 12)])
 def test_the_checkpoint_it_starts_from_outlives_its_deletion(
     client: TestClient, settings: Settings, source: str, asked: object, step: int

@@ -234,6 +234,18 @@ def test_pinned_adapters_are_loaded_before_anybody_asks_and_stay(
         httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
 
 
+def test_a_name_to_be_pinned_that_means_nothing_is_told_once(
+    settings: Settings, inference: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pinning = {"inference_url": inference, "inference_pinned": ["tutr"]}
+    with connect(settings.model_copy(update=pinning)) as client:
+        for _ in range(3):
+            client.portal.call(client.app.state.controller.reconcile)  # type: ignore[union-attr,attr-defined]
+    told = [line for line in caplog.messages if "BRIDGE_INFERENCE_PINNED" in line]
+    assert len(told) == 1
+    assert "'tutr'" in told[0]
+
+
 def test_a_pin_that_moves_leaves_nothing_pinned_behind(
     settings: Settings, house: House, inference: str, whole: Path
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.conftest import problem
+from bridge_engine.spec.train import TrainSpec
+from tests.api.conftest import BRIDGE, problem
 from tests.api.house import House
 from tests.api.local_house import ask, client, house, text
 
@@ -93,7 +94,8 @@ def test_adapters_are_listed_newest_first(client: TestClient, house: House) -> N
     assert [row["step"] for row in page["data"]] == [6, 4]
     rest = client.get("/adapters", params={"after": page["next"]}).json()
     assert [row["step"] for row in rest["data"]] == [2]
-    assert client.get("/adapters", params={"job_id": "job_other"}).json()["data"] == []
+    other = house.store.create_job(TrainSpec.model_validate(BRIDGE), total_steps=10)[0].id
+    assert client.get("/adapters", params={"job_id": other}).json()["data"] == []
 
 
 def test_aliases_mean_one_adapter_until_they_are_moved(client: TestClient, house: House) -> None:

@@ -234,6 +234,10 @@ def test_metric_that_cannot_come_is_404_with_those_there_are(
     body = problem(ask("reward,rewards"), 404, "unknown_metric")
     assert (body["given"], body["nearest"]) == ("rewards", "reward")
     assert body["allowed"] == ["kl", "reward"]
+    assert body["detail"].endswith("'rewards'; did you mean 'reward'? It has: kl, reward")
+    assert problem(ask("nothing/of/it"), 404)["detail"].endswith(
+        "'nothing/of/it'. It has: kl, reward"
+    )
     # What a running job may still report is waited for, what has no later steps is just empty.
     assert set(ask("reward,accuracy,sft/nll").json()["metrics"]) == {"reward"}
     assert ask("reward", after_step=5).json()["metrics"] == {}

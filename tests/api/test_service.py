@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -340,9 +341,13 @@ def test_process_migrates_serves_and_leaves_on_sigterm_with_a_stream_open(tmp_pa
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"BRIDGE_HOME": str(tmp_path), "BRIDGE_PORT": str(port)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"], env=env | {"BRIDGE_DATABASE_URL": ""}
-    )
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=env | {"BRIDGE_DATABASE_URL": "", "BRIDGE_LEASE_SECOND": "3"},
+            stderr=file,
+        )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
             deadline = time.monotonic() + 120  # on a busy machine
@@ -365,6 +370,13 @@ def test_process_migrates_serves_and_leaves_on_sigterm_with_a_stream_open(tmp_pa
     finally:
         process.kill()
         process.wait()
+    timed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?:INFO|WARNING) \S+: (.*)")
+    told = [line[1] for line in map(timed.fullmatch, log.read_text().splitlines()) if line]
+    assert len(told) == len(log.read_text().splitlines())
+    assert "BRIDGE_LEASE_SECOND is not a setting" in told[0]
+    events = [line for line in told if f"/jobs/{job}/events" in line]
+    assert len(events) == 1
+    assert re.fullmatch(r"req_\w+ GET \S+ 200 \S+ ms", events[0])
 
 
 def test_settings_folder_is_where_the_catalog_looks(client: TestClient, settings: Settings) -> None:

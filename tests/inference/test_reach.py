@@ -93,3 +93,19 @@ def test_a_limit_below_one_is_one_sentence_and_status_2() -> None:
     assert result.returncode == 2
     assert "BRIDGE_INFERENCE_MAX_MODELS" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_all_that_is_wrong_with_the_settings_is_told_at_once() -> None:
+    wrong = {"ROWS": "0", "THREADS": "abc", "MEMORY_GB": "nan", "PORT": "-1"}
+    result = _start(**{f"BRIDGE_INFERENCE_{name}": value for name, value in wrong.items()})
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(wrong)
+    for name, value in wrong.items():
+        assert any(f"BRIDGE_INFERENCE_{name} must be" in n and value in n for n in lines)
+
+
+def test_a_port_that_none_can_be_is_one_sentence_and_status_2() -> None:
+    result = _start("--port", "99999")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@ queue."""
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def test_chat_uses_the_models_template_and_needs_one(client: Any, house: Path) -
     assert chat["choices"][0]["message"] == {"role": "assistant", "content": expected}
     refused = client.post("/v1/chat/completions", json={"model": "plain"} | body)
     assert refused.status_code == 400
-    assert "no chat template" in refused.json()["error"]["message"]
+    told = refused.json()["error"]["message"]
+    assert "no chat template" in told
+    assert told.endswith("give it a prompt instead.")  # whichever route was asked
 
 
 def test_models_lists_bases_and_adapters_with_their_parent(client: Any, house: Path) -> None:
@@ -109,7 +112,7 @@ def test_models_lists_bases_and_adapters_with_their_parent(client: Any, house: P
     assert set(listed) == {"plain", "J@1"}
     assert listed["J@1"]["parent"] == "plain"
     assert listed["J@1"]["max_model_len"] == CONTEXT
-    assert client.get("/health").status_code == 200
+    assert client.get("/health").status_code == client.head("/health").status_code == 200
 
 
 def test_full_queue_answers_429_with_a_time_to_come_back(
@@ -123,6 +126,7 @@ def test_full_queue_answers_429_with_a_time_to_come_back(
         refused = complete(client, "plain")
         held.release()
         assert refused.status_code == 429
+        assert refused.json()["error"]["message"].startswith("1 request is waiting already;")
         assert int(refused.headers["Retry-After"]) > 0
         assert first.result().status_code == 200
         assert complete(client, "plain").status_code == 200
@@ -156,3 +160,14 @@ def test_waiting_generations_never_keep_the_health_check_waiting(
         assert client.get("/health").json()["waiting"] == 60
         held.release()
         assert {answer.result().status_code for answer in waiting} == {200}
+
+
+def test_each_request_is_one_line_of_the_log_with_what_was_wrong(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="bridge_http.requests")
+    id = client.get("/health").headers["x-request-id"]
+    complete(client, "nobody")
+    good, refused = (r.message for r in caplog.records if r.name == "bridge_http.requests")
+    assert re.fullmatch(rf"{id} GET /health 200 \S+ ms", good)
+    assert re.fullmatch(r"\S+ POST /v1/completions 404 \S+ ms NotFoundError", refused)

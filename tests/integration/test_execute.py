@@ -285,7 +285,7 @@ def test_a_full_disk_that_the_engine_tells_of_is_another_workers_chance_and_ends
     job = store.get_job(job_id)
     assert job.error
     assert (job.attempt, job.error["code"], job.error["retryable"]) == (2, "disk_full", True)
-    assert job.error["message"].startswith("full Given up: it broke down 2 times")
+    assert job.error["message"].startswith("full. Given up: it broke down 2 times")
 
 
 def test_an_event_that_makes_no_sense_is_told(store: Store, settings: Settings) -> None:

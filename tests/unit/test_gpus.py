@@ -20,8 +20,8 @@ def claim_of(gpus: int) -> Any:
     return Claim(SimpleNamespace(id="job_1"), 1, gpus)  # type: ignore[arg-type]
 
 
-def test_gpus_are_those_told_else_those_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gpus_are_those_told_else_those_shown_and_what_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 0; echo 1; echo 2\n")
@@ -34,8 +34,13 @@ def test_gpus_are_those_told_else_those_shown(
     assert visible(Settings()) == ("1", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert visible(Settings()) == ()
+    assert not caplog.records
+    monkeypatch.setenv("BRIDGE_GPUS", "0,2,GPU-ab")
+    assert visible(Settings()) == ("0", "2", "GPU-ab")
+    assert not caplog.records
     monkeypatch.setenv("BRIDGE_GPUS", "4,GPU-ab")
     assert visible(Settings()) == ("4", "GPU-ab")
+    assert caplog.messages[0].endswith("GPUs that are not here missing=4 found=0,1,2")
     assert Gpus.of(Settings()).queues == ("any", "cpu", "gpu", "gpu:2")
     monkeypatch.setenv("BRIDGE_GPUS", "none")
     assert Gpus.of(Settings()).queues == ("any", "cpu")
