@@ -13,13 +13,14 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.methods import METHODS
 from bridge_engine.spec.train import TrainSpec
 from bridge_http.bodiless import HeadAsGet
-from service import errors, health, reference
+from service import errors, health
 from service.adapters import aliases
 from service.adapters import routes as adapters
 from service.adapters.aliases import AliasRequest
@@ -85,14 +86,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.grading.close()
         store.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Bridge",
         version=_version(),
         description=DESCRIPTION,
         lifespan=lifespan,
         openapi_tags=_TAGS,
         redirect_slashes=False,
-        docs_url=None,
         redoc_url=None,
     )
     app.state.settings, app.state.store, app.state.inference = settings, store, inference
@@ -109,7 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     health.install(app, store)  # around it: refusals are counted too
     for feature in (
         *(jobs, control, evaluations, projects, datasets, graders),
-        *(aliases, adapters, openai, reference),
+        *(aliases, adapters, openai),
     ):
         app.include_router(feature.router, dependencies=[Depends(known_parameters)])
     errors.install(app)  # last, so that it is the outermost layer
