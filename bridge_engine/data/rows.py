@@ -58,6 +58,17 @@ def read_rows(path: Path, *, name: str | None = None) -> Iterator[Example]:
         yield example
 
 
+def plain_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The `problem`, `solution` and `kind` of each row of a file that has been checked, as they
+    stand there and `""` where they do not: several times as fast as reading the examples."""
+    columns = {"problem": PROBLEM_COLUMNS, "solution": SOLUTION_COLUMNS, "kind": KIND_COLUMNS}
+    for _, row in _raw_rows(path, path.name):
+        yield {
+            name: next((str(row[one]) for one in among if row.get(one) is not None), "")
+            for name, among in columns.items()
+        }
+
+
 def summarize(path: Path, *, name: str | None = None) -> FileSummary:
     """Checks a whole file, row by row."""
     rows = with_solution = 0

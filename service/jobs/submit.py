@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge_engine.data.fitting import check_uploads
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.models import catalog
@@ -48,7 +49,10 @@ def _resolved(
             errors = [*uploaded, *(e for e in errors if e.code != "no_solutions")]
         if errors:
             raise invalid_fields(errors)
-        return fill(spec, beginning.card), beginning
+        filled = fill(spec, beginning.card)
+        if isinstance(filled, TrainSpec) and (unusable := check_uploads(filled)):
+            raise invalid_fields(unusable)
+        return filled, beginning
     except EngineError as error:  # a dataset that went away between two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
