@@ -313,6 +313,16 @@ class TrainSpec(SpecModel):
         """The base model."""
         return self.model
 
+    def trained_on(self) -> dict[str, DatasetRef]:
+        """The sets that the method learns from, by their roles in `data`."""
+        given = {"prompts": self.data.prompts, "demos": self.data.demos}
+        source = {"prompts": "rewards", "demos": "demos"}
+        return {
+            role: ref
+            for role, ref in given.items()
+            if ref is not None and source[role] in self.method.learns_from
+        }
+
     @property
     def rollout_field(self) -> str:
         """The field by whose settings samplers sample."""

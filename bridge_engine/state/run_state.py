@@ -175,6 +175,7 @@ class RunState:
             eval_max_new_tokens=self.spec.eval.max_new_tokens,
             accuracy=progress.accuracy,
             end_tokens=list(self.policy.eos_ids),
+            data={role: ref.model_dump() for role, ref in self.spec.trained_on().items()},
         )
         best = progress.accuracy is not None and progress.best_step == progress.step
         exports = write_exports(

@@ -151,11 +151,11 @@ def create_job(
     spec = submit.asked_for(read_object(body, allow_yaml=True))
     if dry_run:
         response.status_code = 200
-        spec = submit.resolved(spec, store, settings)
+        spec, warnings = submit.resolved(spec, store, settings)
         if isinstance(spec, TrainSpec) and spec.init is not None:
             spec, _ = initial.resolve(spec, store, settings)
         dumped = spec.model_dump(mode="json", by_alias=True)
-        return DryRun(spec=dumped, estimates=submit.estimated(spec, store))
+        return DryRun(spec=dumped, estimates=submit.estimated(spec, store), warnings=warnings)
     row, created = submit.create(
         spec,
         store,

@@ -6,6 +6,7 @@ from typing import Any
 
 from bridge_engine.data.fitting import check_uploads
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.checks import seen_in_training
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.models import catalog
 from bridge_engine.spec.errors import FieldError
@@ -30,10 +31,13 @@ def asked_for(document: dict[str, Any]) -> JobSpec:
         raise invalid_fields(error.errors) from None
 
 
-def resolved(spec: JobSpec, store: Store, settings: Settings) -> JobSpec:
-    """The spec with every default filled in, names looked up; `ApiError` 422 with every field at
-    fault when it cannot run."""
-    return _resolved(spec, store, settings)[0]
+def resolved(spec: JobSpec, store: Store, settings: Settings) -> tuple[JobSpec, list[str]]:
+    """(the spec with every default filled in, names looked up; what its owner should know before
+    it runs). `ApiError` 422 with every field at fault when it cannot run."""
+    filled, beginning = _resolved(spec, store, settings)
+    if not isinstance(filled, EvaluationSpec):
+        return filled, []
+    return filled, list(seen_in_training(filled, beginning.card).values())
 
 
 def _resolved(
