@@ -16,19 +16,24 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import Request
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
+from bridge_engine.spec.base import NAME_LENGTH, Name, one_line
+from bridge_engine.spec.errors import FieldError
 from bridge_engine.state.checkpoint import sync
 from service.datasets.multipart import FormReader
-from service.errors import ApiError
+from service.errors import ApiError, invalid_fields
 from service.store import DatasetRow, Store, new_id
 
+_name: TypeAdapter[str] = TypeAdapter(Name)
+_line_of_text: TypeAdapter[str] = TypeAdapter(Annotated[str, AfterValidator(one_line)])
 _PREFIX = ".upload-"
 _ABANDONED_SECONDS = 3600.0 * 6
 
@@ -82,6 +87,9 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
     Raises `ApiError` 422 that names the line at fault, 413 if it unpacks to more than `limit`
     bytes, 507 when the disk is full. Nothing of a refused file stays behind.
     """
+    given = _shown(received.name, "name", _name) if received.name else None
+    stem = Path(_shown(received.filename, "file", _line_of_text)).stem
+    name = given or stem[:NAME_LENGTH]
     dataset_id = new_id("ds")
     draft = folder / f"{_PREFIX}{dataset_id}"
     final = folder / f"{dataset_id}.jsonl"
@@ -97,7 +105,7 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
     try:
         return store.add_dataset(
             id=dataset_id,
-            name=received.name or Path(received.filename).stem,
+            name=name,
             filename=received.filename,
             rows=written.rows,
             with_solution=written.with_solution,
@@ -107,6 +115,16 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
     except BaseException:
         final.unlink(missing_ok=True)
         raise
+
+
+def _shown(name: str, param: str, kind: TypeAdapter[str]) -> str:
+    """A name as lists can show it; `ApiError` 422 where it would be more than a name."""
+    try:
+        return kind.validate_python(name)
+    except ValidationError as error:
+        (found,) = error.errors(include_url=False)
+        message = f"{param}: {found['msg']}"
+        raise invalid_fields([FieldError(param, found["type"], message, given=name)]) from None
 
 
 @dataclass(frozen=True)
