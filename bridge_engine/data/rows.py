@@ -32,6 +32,9 @@ LONGEST_LINE = 16 << 20
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 """GSM8K's calculator annotations, `48/2 = <<48/2=24>>24`."""
 
+_TOO_LARGE = "a number in it has thousands of digits; if it is meant, give it as text, in quotes"
+"""What else the parser refuses: Python makes no number of so many digits."""
+
 _FORM = (
     'every line is one JSON object such as {"problem": "2+3?", "answer": "5", "solution": '
     '"2+3=5"}, where solution may be left out'
@@ -147,14 +150,19 @@ def _json_object(line: bytes, where: str, *, first: bool) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply; {_FORM}") from error
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); {_FORM}") from error
+        why = str(error) if isinstance(error, json.JSONDecodeError | _NoValue) else _TOO_LARGE
+        raise DataError(f"{where} is not JSON ({why}); {_FORM}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} is {_type_name(row)}, not an object; {_FORM}")
     return row
 
 
+class _NoValue(ValueError):
+    """What Python would read, and JSON does not know."""
+
+
 def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON value")
+    raise _NoValue(f"{constant} is not a JSON value")
 
 
 def _parquet_rows(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -260,7 +268,8 @@ def _id(row: dict[str, Any], where: str) -> str | None:
 
 
 def _level(row: dict[str, Any], where: str) -> int | None:
-    """A whole number; MATH's `Level 5` too. What is not a level is None, since nothing needs it."""
+    """A whole number; MATH's `Level 5` too. Another text is no level, as if there were none: the
+    column is other people's, nothing needs it, and no row is lost for it."""
     value = row.get("level")
     if isinstance(value, str):
         digits = re.fullmatch(r"(?:Level )?(\d{1,3})", value.strip())

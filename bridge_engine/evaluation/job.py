@@ -17,6 +17,7 @@ from typing import Any
 
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
+from bridge_engine.data.fitting import no_room
 from bridge_engine.data.template import prompt_tokens, resolve_template
 from bridge_engine.distributed.ranks import World
 from bridge_engine.errors import EngineError
@@ -243,9 +244,9 @@ class Evaluation:
             self.events.emit(
                 Log(
                     level="warning",
-                    message=f"{one.label}: {len(too_long)} problems left out, which leave no "
-                    f"room for {params.max_new_tokens} tokens of answer in the model's context of "
-                    f"{subject.policy.context}: {', '.join(e.id for e in too_long[:10])}",
+                    message=f"{one.label}: {len(too_long)} of {len(one.problems)} problems left "
+                    f"out: {no_room(room, params.max_new_tokens, subject.policy.context)} "
+                    f"({', '.join(e.id for e in too_long[:10])})",
                 )
             )
             yield lambda: [Asked(e, []) for e in too_long]

@@ -55,6 +55,12 @@ def refused(path: Path) -> str:
 # ------------------------------------------------------------------- rows
 
 
+def test_a_level_in_words_is_no_level_and_costs_no_row(tmp_path: Path) -> None:
+    levels = ["hard", "Level ?", "Level 5", 3, "2"]
+    path = write(tmp_path / "f.jsonl", *[{**ROW, "level": level} for level in levels])
+    assert [one.level for one in read_rows(path)] == [None, None, 5, 3, 2]
+
+
 def test_a_measured_answer_comes_with_its_value(uploads: Path) -> None:
     rows = [{**ROW, "answer": "8.7 \\times 10^{8}", "answer_value": 8.7e8}, ROW]
     write(uploads / "ds_m.jsonl", *rows)
@@ -141,6 +147,7 @@ def test_an_expert_s_solution_always_states_an_answer(
         (b'{"problem": "p", "answer": "5", "solution": {}}', "`solution` is an object"),
         (b'{"problem": "p", "answer": "5", "id": ""}', "`id` is empty"),
         (b'{"problem": "p", "answer": "5", "level": []}', "`level` is a list"),
+        (b'{"problem": "p", "answer": %s}' % (b"9" * 6000), "has thousands of digits"),
         (b'{"problem": "\xff", "answer": "5"}', "byte 14 is not UTF-8"),
         (b'{"problem": "\\ud800", "answer": "5"}', "half a character"),
         (b"[" * 100_000, "is nested too deeply"),

@@ -51,6 +51,30 @@ def test_nothing_is_made_of_a_value_of_another_type(
 
 
 @pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        (
+            {**TRAIN, "data": {"prompts": "gsm8k", "demos": []}},
+            "data.demos: a dataset's name or a mapping of fields is wanted",
+        ),
+        ({**TRAIN, "data": "gsm8k"}, "data: a mapping of fields is wanted"),
+        ({**TRAIN, "rl": {"rewards": []}}, "rl.rewards: needs at least 1, and has 0"),
+        ({**TRAIN, "steps": 1.5}, "steps: a whole number is wanted (given: 1.5)"),
+        ({**TRAIN, "steps": 0}, "steps: should be greater than or equal to 1 (given: 0)"),
+        ({**TRAIN, "optimizer": {"betas": 0.9}}, "optimizer.betas: a list is wanted (given: 0.9)"),
+        ({**TRAIN, "init": {"job": "x"}}, "init.job: a job's id is wanted, job_… (given: 'x')"),
+        ({**EVAL, "benchmarks": []}, "benchmarks: needs at least 1, and has 0"),
+        ({**EVAL, "adapter": "a b"}, "adapter: an adapter is JOB, JOB@STEP, JOB@best, JOB@latest"),
+    ],
+)  # fmt: skip
+def test_a_refusal_speaks_of_the_spec_and_not_of_the_classes_behind_it(
+    document: dict[str, Any], says: str
+) -> None:
+    (error,) = errors(document)
+    assert error.message.startswith(says)
+
+
+@pytest.mark.parametrize(
     ("change", "param"),
     [
         ({"sampling": {"samples": "2"}}, "sampling.samples"),
