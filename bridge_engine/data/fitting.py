@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_engine.data import registry
+from bridge_engine.data.datasets import too_few
 from bridge_engine.data.registry import Role
 from bridge_engine.data.rows import plain_rows
 from bridge_engine.models.catalog import ModelInfo, resolve_model
@@ -124,8 +125,11 @@ def _nothing(
             return []
         rows += 1
         counted += sum(min(len(text), _CHARACTERS * context) for text in row.values())
-    if rows == 0:  # no problem of these kinds, which the engine says with those that there are
+    if rows == 0 and ref.kinds is not None:  # the engine says which kinds there are
         return []
+    if rows == 0:
+        where = f"data.{role}.split"
+        return [FieldError(where, "no_data", too_few(ref.name, str(ref.split)), given=ref.split)]
     message = left_out(f"data.{role}", rows, why)
     return [FieldError(f"data.{role}", "no_data", message, given=ref.name)]
 
@@ -158,7 +162,9 @@ def _is_upload(ref: DatasetRef | None) -> bool:
 
 def _rows(ref: DatasetRef) -> Iterator[Row]:
     rows = plain_rows(registry.uploaded_file(ref.name))
-    chosen = (row for row in rows if ref.kinds is None or row["kind"] in ref.kinds)
+    split = ref.split or "train"
+    mine = (row for row in rows if registry.in_split(row["problem"], split))
+    chosen = (row for row in mine if ref.kinds is None or row["kind"] in ref.kinds)
     return islice(chosen, ref.limit)
 
 

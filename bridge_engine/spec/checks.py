@@ -164,13 +164,19 @@ def _check_held_out(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[
         one = ref.split or known[role].default_splits[role]
         other = held_out.split or info.default_splits["eval"]
         if shared(_filled(ref, one), _filled(held_out, other), info):
+            hint = (
+                f" (of an upload, {ref.name}/{registry.REST} to train on and "
+                f"{ref.name}/{registry.TENTH} to measure on)"
+                if info.source == "upload"
+                else ""
+            )
             return [
                 FieldError(
                     "data.eval",
                     "eval_is_training_data",
                     f"data.eval ({held_out.name}/{other}) shares problems with data.{role} "
                     f"({ref.name}/{one}): accuracy on problems that are trained on measures "
-                    "memory; evaluate on another split, other kinds or another dataset",
+                    f"memory; evaluate on another split{hint}, other kinds or another dataset",
                     given=f"{held_out.name}/{other}",
                     allowed=[s for s in info.splits if not info.share_problems(one, s)],
                 )

@@ -130,11 +130,13 @@ def _check_uploaded_demos(spec: TrainSpec, store: Store) -> list[FieldError]:
     """An uploaded dataset of demonstrations some of which have no solution: the engine would refuse
     it, after having waited in the queue.
 
-    Left to the engine: `kinds`, which may leave just the others out, and a `limit` that the rows
-    with a solution can fill.
+    Left to the engine: `kinds` or a part of the upload, which may leave just the others out, and a
+    `limit` that the rows with a solution can fill.
     """
     demos = spec.data.demos
     if demos is None or demos.kinds or not demos.name.startswith("ds_"):
+        return []
+    if demos.split not in (None, "train"):
         return []
     try:
         dataset = store.get_dataset(demos.name)

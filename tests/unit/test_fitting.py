@@ -90,6 +90,18 @@ def test_an_upload_is_refused_where_and_as_the_engine_refuses_it(
     assert found == of_the_engine(tmp_path / "run", document)
 
 
+def test_a_part_of_an_upload_is_refused_where_and_as_the_engine_refuses_it(
+    uploads: Path, tmp_path: Path
+) -> None:
+    upload(uploads, "ds_x", OVER, FULL)
+    found = []
+    for split in ("train", "train90", "test10"):
+        document = asked("sft", demos=f"ds_x/{split}")
+        found.append([code for _, code, _ in refused(document)])
+        assert refused(document) == of_the_engine(tmp_path / split, document)
+    assert found == [[], ["no_data"], []] or found == [[], [], ["no_data"]]
+
+
 def test_kinds_of_which_there_is_no_problem_are_left_to_the_engine_that_names_those_there_are(
     uploads: Path,
 ) -> None:
