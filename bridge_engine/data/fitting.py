@@ -22,8 +22,8 @@ from typing import Any
 
 from bridge_engine.data import registry
 from bridge_engine.data.datasets import too_few
-from bridge_engine.data.registry import Role
 from bridge_engine.data.rows import plain_rows
+from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.models.catalog import ModelInfo, resolve_model
 from bridge_engine.spec.checks import has_chat_template
 from bridge_engine.spec.errors import FieldError
@@ -81,14 +81,6 @@ def check_uploads(spec: TrainSpec) -> list[FieldError]:
     count = _counter(model, spec.template)
     learns_from, data, context = spec.method.learns_from, spec.data, model.context
 
-    def room_for(answer: int) -> tuple[_Fits, str]:
-        room = context - answer
-
-        def fits(row: Row) -> bool:
-            return count is None or count([row["problem"]], room) <= room
-
-        return fits, no_room(room, answer, context)
-
     longest = min(spec.sft.max_tokens or context, context)
 
     def demo_fits(row: Row) -> bool:  # its end is a token too
@@ -96,14 +88,24 @@ def check_uploads(spec: TrainSpec) -> list[FieldError]:
 
     errors: list[FieldError] = []
     if "demos" in learns_from:
-        errors += _nothing("demos", data.demos, demo_fits, too_long(longest), context)
+        errors += _nothing("data.demos", data.demos, demo_fits, too_long(longest), context)
     if "rewards" in learns_from:
-        fits, why = room_for(spec.rollout.max_new_tokens)
-        errors += _nothing("prompts", data.prompts, fits, why, context)
+        errors += _no_room("data.prompts", data.prompts, spec.rollout.max_new_tokens, model, count)
         if spec.method.paired and not errors:
             errors += _no_pair(spec.method.name, data.prompts, data.demos, demo_fits)
-    fits, why = room_for(spec.eval.max_new_tokens or spec.rollout.max_new_tokens)
-    return errors + _nothing("eval", data.eval, fits, why, context)
+    answer = spec.eval.max_new_tokens or spec.rollout.max_new_tokens
+    return errors + _no_room("data.eval", data.eval, answer, model, count)
+
+
+def check_asked(spec: EvaluationSpec) -> list[FieldError]:
+    """The same of the uploads that an evaluation asks."""
+    errors: list[FieldError] = []
+    for number, one in enumerate(spec.benchmarks):
+        if _is_upload(one):
+            model, answer = resolve_model(spec.base), spec.sampling.max_new_tokens or 0
+            count = _counter(model, spec.template_of(one))
+            errors += _no_room(f"benchmarks.{number}", one, answer, model, count)
+    return errors
 
 
 Row = dict[str, str]
@@ -113,8 +115,20 @@ _Count = Callable[[list[str], int], int]
 counted."""
 
 
+def _no_room(
+    param: str, ref: DatasetRef | None, answer: int, model: ModelInfo, count: _Count | None
+) -> list[FieldError]:
+    """The error if no problem of an upload leaves room for an answer of so many tokens."""
+    room = model.context - answer
+
+    def fits(row: Row) -> bool:
+        return count is None or count([row["problem"]], room) <= room
+
+    return _nothing(param, ref, fits, no_room(room, answer, model.context), model.context)
+
+
 def _nothing(
-    role: Role, ref: DatasetRef | None, fits: _Fits, why: str, context: int
+    param: str, ref: DatasetRef | None, fits: _Fits, why: str, context: int
 ) -> list[FieldError]:
     """The error if no row of an upload fits."""
     if ref is None or not _is_upload(ref):
@@ -128,10 +142,9 @@ def _nothing(
     if rows == 0 and ref.kinds is not None:  # the engine says which kinds there are
         return []
     if rows == 0:
-        where = f"data.{role}.split"
-        return [FieldError(where, "no_data", too_few(ref.name, str(ref.split)), given=ref.split)]
-    message = left_out(f"data.{role}", rows, why)
-    return [FieldError(f"data.{role}", "no_data", message, given=ref.name)]
+        message = too_few(ref.name, str(ref.split))
+        return [FieldError(f"{param}.split", "no_data", message, given=ref.split)]
+    return [FieldError(param, "no_data", left_out(param, rows, why), given=ref.name)]
 
 
 def _no_pair(

@@ -17,7 +17,7 @@ from typing import Any
 
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
-from bridge_engine.data.fitting import no_room
+from bridge_engine.data.fitting import left_out, no_room
 from bridge_engine.data.template import prompt_tokens, resolve_template
 from bridge_engine.distributed.ranks import World
 from bridge_engine.errors import EngineError
@@ -226,12 +226,9 @@ class Evaluation:
         room = subject.policy.context - params.max_new_tokens
         first = next(filter(fits, one.problems), None)
         if first is None:
-            raise EngineError(
-                f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
-                f"answer in the model's context of {subject.policy.context}",
-                code="no_data",
-                param="sampling.max_new_tokens",
-            )
+            param = f"benchmarks.{one.number}"
+            why = no_room(room, params.max_new_tokens, subject.policy.context)
+            raise EngineError(left_out(param, len(one.problems), why), code="no_data", param=param)
         as_read = tokenizer.decode(prompt(first))
         warning = self._warnings.get(one.number)
         self.world.first(

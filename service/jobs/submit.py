@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge_engine.data.fitting import check_uploads
+from bridge_engine.data.fitting import check_asked, check_uploads
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.checks import seen_in_training
 from bridge_engine.evaluation.spec import EvaluationSpec
@@ -54,8 +54,12 @@ def _resolved(
         if errors:
             raise invalid_fields(errors)
         filled = fill(spec, beginning.card)
-        if isinstance(filled, TrainSpec) and (unusable := check_uploads(filled)):
-            raise invalid_fields(unusable)
+        if isinstance(filled, EvaluationSpec):
+            errors = check_asked(filled)
+        else:
+            errors = check_uploads(filled)
+        if errors:
+            raise invalid_fields(errors)
         return filled, beginning
     except EngineError as error:  # a dataset that went away between two looks
         field = FieldError(error.param or "data", error.code, error.message)

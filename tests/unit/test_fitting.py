@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from bridge_engine.data import fitting
-from bridge_engine.data.fitting import check_uploads
+from bridge_engine.data.fitting import check_asked, check_uploads
 from bridge_engine.errors import EngineError
 from bridge_engine.spec.checks import resolve_spec
 from bridge_engine.spec.train import TrainSpec
+from tests.support.evaluations import evaluation
 from tests.support.training import make_trainer
 
 CONTEXT = 256
@@ -100,6 +101,27 @@ def test_a_part_of_an_upload_is_refused_where_and_as_the_engine_refuses_it(
         found.append([code for _, code, _ in refused(document)])
         assert refused(document) == of_the_engine(tmp_path / split, document)
     assert found == [[], ["no_data"], []] or found == [[], [], ["no_data"]]
+
+
+def test_an_upload_that_cannot_be_asked_is_refused_where_and_as_the_engine_refuses_it(
+    uploads: Path, tmp_path: Path
+) -> None:
+    upload(uploads, "ds_x", ("x" * 193, "#1"))
+    upload(uploads, "ds_y", ("x" * 193, "#1"), ("x" * 192, "#1"))
+    for name, code in (("ds_x", "no_data"), ("ds_y", None)):
+        changes: dict[str, Any] = {
+            "benchmarks": [{"name": "arithmetic", "limit": 2}, name],
+            "sampling": {"max_new_tokens": 64},
+            "template": {"kind": "plain"},
+        }
+        with evaluation(tmp_path / name, **changes) as made:
+            found = check_asked(made.spec)
+            assert [error.code for error in found] == ([code] if code else [])
+            if code:
+                with pytest.raises(EngineError) as caught:
+                    made.run()
+                said = (caught.value.param, caught.value.code, caught.value.message)
+                assert said == (found[0].param, found[0].code, found[0].message)
 
 
 def test_kinds_of_which_there_is_no_problem_are_left_to_the_engine_that_names_those_there_are(
