@@ -151,21 +151,25 @@ def _no_pair(
     method: str, prompts: DatasetRef | None, demos: DatasetRef | None, fits: _Fits
 ) -> list[FieldError]:
     """The error if two uploads have no problem in common. Both are read side by side, as most that
-    do have one have it early."""
+    do have one have it early. Once enough is counted, demonstrations are taken to fit."""
     if prompts is None or demos is None or not _is_upload(prompts) or not _is_upload(demos):
         return []
     explored: set[int] = set()
     imitated: set[int] = set()
+    counted = 0
     rows = zip_longest(_rows(prompts), _rows(demos))
     for number, (problem, demo) in enumerate(rows):
         if number >= MOST_ROWS:
             return []
         if problem is not None:
-            explored.add(hash(problem["problem"].strip()))
-        if demo is not None and fits(demo):
-            imitated.add(hash(demo["problem"].strip()))
-        if not explored.isdisjoint(imitated):
-            return []
+            explored.add(mark := hash(problem["problem"].strip()))
+            if mark in imitated:
+                return []
+        if demo is not None and (counted >= MOST_COUNTED or fits(demo)):
+            imitated.add(mark := hash(demo["problem"].strip()))
+            if mark in explored:
+                return []
+        counted += sum(map(len, demo.values())) if demo is not None else 0
     return [FieldError("data.prompts", "no_pairs", no_pairs(method), given=prompts.name)]
 
 

@@ -173,3 +173,8 @@ def test_no_more_is_read_than_it_takes(uploads: Path, monkeypatch: pytest.Monkey
     upload(uploads, "ds_y", *[OVER] * 4)
     monkeypatch.setattr(fitting, "MOST_ROWS", 3)
     assert refused(asked("sft", demos="ds_y")) == []
+    upload(uploads, "ds_z", *[("z", "#1")] * 4)
+    upload(uploads, "ds_w", *[("w", "#1")] * 4)
+    assert refused(asked("luffy", prompts="ds_z", demos="ds_w")) == []
+    monkeypatch.setattr(fitting, "MOST_ROWS", 5)
+    assert refused(asked("luffy", prompts="ds_z", demos="ds_w"))
