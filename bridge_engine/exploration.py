@@ -63,7 +63,8 @@ class Explorer:
     # ------------------------------------------------------------------ exploring
 
     def explore(self, step: int, turn: int) -> tuple[list[RolloutGroup], Metrics]:
-        """The `turn`-th batch of rollouts from the policy, at 0-based `step`, verified."""
+        """The `turn`-th batch of rollouts from the policy, at 0-based `step`, verified. Among the
+        figures: how many `rollouts` were sampled."""
         wanted = self.spec.rollout.prompts_per_step
         synced = self.sampler.sync(step)
         began = time.monotonic()
@@ -207,6 +208,7 @@ def _rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "completions/clipped_ratio": sum(cut) / len(cut),
         "verifier/unjudged": (len(rewards) - len(judged)) / len(rewards),
         "tokens": float(sum(lengths)),
+        "rollouts": float(len(lengths)),
     }
     if judged:
         metrics["reward"] = sum(judged) / len(judged)

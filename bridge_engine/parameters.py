@@ -26,6 +26,8 @@ class ParameterSet:
         self._warmup = spec.warmup_steps
         self._max_norm = spec.max_grad_norm
         self._steps_taken = 0
+        self.moves = 0
+        """Times that this process has moved it, whatever was restarted."""
         self.optimizer: torch.optim.Optimizer
         if spec.name == "adamw":
             self.optimizer = torch.optim.AdamW(
@@ -68,6 +70,7 @@ class ParameterSet:
         for group in self.optimizer.param_groups:
             group["lr"] = (learning_rate or self.learning_rate) * warm
         self.optimizer.step()
+        self.moves += 1
         self.optimizer.zero_grad(set_to_none=True)
         if not all(_is_finite(tensor) for tensor in self.tensors):
             raise EngineError(

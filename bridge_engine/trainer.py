@@ -163,7 +163,7 @@ class Trainer:
         progress = Progress()
         metrics = self._evaluate(progress)
         if metrics:
-            self.events.emit(Metric(step=0, metrics=metrics))
+            self.events.emit(Metric(step=0, metrics=metrics | progress.spent))
         return progress
 
     def _advance(self, progress: Progress) -> Metrics:
@@ -195,6 +195,7 @@ class Trainer:
         turns = self.spec.method.turns(step, steps)
         if turns.rewards is not None:
             groups, metrics = self.explorer.explore(step, turns.rewards)
+            progress.num_rollouts += int(metrics.pop("rollouts"))
             self._look_at(step, groups, metrics)
         self.method.begin(self.sets, step, steps)
         updates = list(self._updates(step, groups))
@@ -219,16 +220,27 @@ class Trainer:
                 step_groups=groups,
                 world=self.world,
             )
+            moves = self._moves()
             try:
                 figures.append(self.method.step(objectives, self.sets, step, steps))
             except NonFinite as error:
                 self._skip(progress, error)
             else:
                 progress.skipped_in_a_row = 0
-        metrics = _published_names(_means(figures)) | metrics
+            progress.num_updates += self._moves() - moves
+        metrics = _published_names(_means(figures)) | metrics | progress.spent
         if progress.skipped:
             metrics["skipped_steps"] = float(progress.skipped)
         return metrics
+
+    def _moves(self) -> int:
+        """Times that the student was moved, by whichever of its optimisers."""
+        further = self.method.options.optimizers
+        return sum(
+            parameters.moves
+            for name, parameters in self.sets.items()
+            if further.get(name, name) == "student"
+        )
 
     def _updates(
         self, step: int, groups: Sequence[RolloutGroup]

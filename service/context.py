@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
 from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 
+from bridge_engine.spec.base import one_line
 from service.settings import Settings
 from service.store import Store
 
@@ -39,27 +38,7 @@ ProjectDep = Annotated[str | None, Depends(_project)]
 """The id in the header `Bridge-Project`, if there is one; 404 if there is no such project."""
 
 
-def is_plain(character: str) -> bool:
-    """Does it neither end a line nor steer what shows it?"""
-    return unicodedata.category(character) not in ("Cc", "Zl", "Zp") and character not in _TURNS
-
-
-def _one_line(text: str) -> str:
-    """Names are shown in terminals, where a control character is a command."""
-    for place, character in enumerate(text):
-        if not is_plain(character):
-            what = {"code": f"U+{ord(character):04X}", "place": place + 1}
-            raise PydanticCustomError(
-                "control_character",
-                "a name is one line of text; its character {place} is {code}, a control character",
-                what,
-            )
-    return text
-
-
-_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Let text be shown in another order than it is in."""
-OneLine = Annotated[str, AfterValidator(_one_line)]
+OneLine = Annotated[str, AfterValidator(one_line)]
 """A name that somebody gave."""
 
 LARGEST_INT = 2**63 - 1

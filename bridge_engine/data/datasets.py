@@ -54,6 +54,14 @@ def digest(examples: Iterable[Example]) -> str:
     return found.hexdigest()
 
 
+def too_few(name: str, split: str) -> str:
+    """Why a split of an upload is empty."""
+    return (
+        f"{name} has so few problems that none is in {split}, by its text; upload more, or a file "
+        "of its own to measure on"
+    )
+
+
 def first_row(path: Path) -> Example:
     """The first problem of a file."""
     return next(read_rows(path))
@@ -96,6 +104,8 @@ def _load(ref: DatasetRef, role: Role) -> list[Example]:
         chosen.append(example)
         if ref.limit is not None and len(chosen) >= ref.limit:
             break
+    if not chosen and not kinds_seen:
+        raise DataError(too_few(ref.name, split), code="no_data", param="split")
     if not chosen:
         found = ", ".join(sorted(kinds_seen)[:20])
         raise DataError(
@@ -122,7 +132,9 @@ def _examples(name: str, split: str) -> Iterator[tuple[str, Example]]:
         yield from _from_files(_hub_files(on_hub[1], split), None)
     else:
         path = registry.uploaded_file(name)
-        yield from _from_files([(path, path.name)], None)
+        for where, example in _from_files([(path, path.name)], None):
+            if registry.in_split(example.problem, split):
+                yield where, example
 
 
 def _hub_files(repo: str, split: str) -> Iterator[tuple[Path, str]]:

@@ -8,6 +8,7 @@ never a path.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ Row = Mapping[str, Any]
 ARITHMETIC = "arithmetic"
 UPLOADED = re.compile(r"ds_[A-Za-z0-9_-]{1,64}")
 ON_HUB = re.compile(r"hub:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
+TENTH, REST = "test10", "train90"
+"""Of an upload: a tenth of its problems to be measured on, and the others."""
 UPLOAD_SUFFIXES = (".jsonl", ".parquet", ".jsonl.gz")
 
 
@@ -194,6 +197,16 @@ def uploaded_file(name: str) -> Path:
     )
 
 
+def in_split(problem: str, split: str) -> bool:
+    """Is a problem of an upload in this split of it? By its text alone, blanks aside: whatever else
+    is uploaded with it, and however often, it is in the same one."""
+    if split == "train":
+        return True
+    text = " ".join(problem.split()).encode()
+    tenth = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) % 10 == 0
+    return tenth == (split == TENTH)
+
+
 def benchmark_file(name: str, split: str) -> Path | None:
     """A benchmark's file under BRIDGE_DATA_DIR, or None where it is not there."""
     folder = data_dir()
@@ -226,7 +239,9 @@ def info(name: str) -> DatasetInfo:
     if name.startswith("ds_"):
         uploaded_file(name)
         everywhere: dict[Role, str] = {"prompts": "train", "demos": "train", "eval": "train"}
-        return DatasetInfo(name, "upload", ("train",), None, everywhere)
+        overlaps = (frozenset({"train", REST}), frozenset({"train", TENTH}))
+        parts = ("train", REST, TENTH)
+        return DatasetInfo(name, "upload", parts, None, everywhere, overlaps=overlaps)
     if on_hub := ON_HUB.fullmatch(name):
         splits = tuple(hub.splits(hub.list_files(on_hub[1])))
         return DatasetInfo(name, "hub", splits, None, _usual_splits(splits))

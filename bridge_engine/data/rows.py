@@ -32,6 +32,9 @@ LONGEST_LINE = 16 << 20
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 """GSM8K's calculator annotations, `48/2 = <<48/2=24>>24`."""
 
+_TOO_LARGE = "a number in it has thousands of digits; if it is meant, give it as text, in quotes"
+"""What else the parser refuses: Python makes no number of so many digits."""
+
 _FORM = (
     'every line is one JSON object such as {"problem": "2+3?", "answer": "5", "solution": '
     '"2+3=5"}, where solution may be left out'
@@ -56,6 +59,17 @@ def read_rows(path: Path, *, name: str | None = None) -> Iterator[Example]:
     """
     for _, _, example in numbered_rows(path, name=name):
         yield example
+
+
+def plain_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The `problem`, `solution` and `kind` of each row of a file that has been checked, as they
+    stand there and `""` where they do not: several times as fast as reading the examples."""
+    columns = {"problem": PROBLEM_COLUMNS, "solution": SOLUTION_COLUMNS, "kind": KIND_COLUMNS}
+    for _, row in _raw_rows(path, path.name):
+        yield {
+            name: next((str(row[one]) for one in among if row.get(one) is not None), "")
+            for name, among in columns.items()
+        }
 
 
 def summarize(path: Path, *, name: str | None = None) -> FileSummary:
@@ -136,14 +150,19 @@ def _json_object(line: bytes, where: str, *, first: bool) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply; {_FORM}") from error
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); {_FORM}") from error
+        why = str(error) if isinstance(error, json.JSONDecodeError | _NoValue) else _TOO_LARGE
+        raise DataError(f"{where} is not JSON ({why}); {_FORM}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} is {_type_name(row)}, not an object; {_FORM}")
     return row
 
 
+class _NoValue(ValueError):
+    """What Python would read, and JSON does not know."""
+
+
 def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON value")
+    raise _NoValue(f"{constant} is not a JSON value")
 
 
 def _parquet_rows(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -249,7 +268,8 @@ def _id(row: dict[str, Any], where: str) -> str | None:
 
 
 def _level(row: dict[str, Any], where: str) -> int | None:
-    """A whole number; MATH's `Level 5` too. What is not a level is None, since nothing needs it."""
+    """A whole number; MATH's `Level 5` too. Another text is no level, as if there were none: the
+    column is other people's, nothing needs it, and no row is lost for it."""
     value = row.get("level")
     if isinstance(value, str):
         digits = re.fullmatch(r"(?:Level )?(\d{1,3})", value.strip())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
+from bridge_engine.data.fitting import left_out, no_pairs, no_room, too_long
 from bridge_engine.data.template import demonstration, prompt_tokens
 from bridge_engine.errors import EngineError
 from bridge_engine.forward.sequences import TokenSequence
@@ -78,24 +79,18 @@ class TrainingData:
         """The problems whose prompt leaves room for an answer of so many tokens."""
         room = self.policy.context - answer
         fitting = [e for e in examples if len(self.prompt(e)) <= room]
-        self._report_left_out(
-            examples,
-            fitting,
-            param,
-            f"prompts over {room} tokens, which leave no "
-            f"room for an answer of {answer} in the model's context of {self.policy.context},",
-        )
+        self._report_left_out(examples, fitting, param, no_room(room, answer, self.policy.context))
         return fitting
 
     def _demonstrations(self, examples: list[Example]) -> list[TokenSequence]:
         longest = min(self.spec.sft.max_tokens or self.policy.context, self.policy.context)
         eos = self.policy.eos_ids[0]
         solved = [e for e in examples if e.solution is not None]
-        self._report_left_out(examples, solved, "data.demos", "rows without a solution")
+        self._report_left_out(examples, solved, "data.demos", "without a solution")
         sequences = [demonstration(e, self.template, self.policy.tokenizer, eos) for e in solved]
         fits = [len(s) <= longest for s in sequences]
         fitting = [s for s, fit in zip(sequences, fits, strict=True) if fit]
-        self._report_left_out(sequences, fitting, "data.demos", f"rows over {longest} tokens")
+        self._report_left_out(sequences, fitting, "data.demos", too_long(longest))
         problems = [e.problem.strip() for e, fit in zip(solved, fits, strict=True) if fit]
         for place, problem in enumerate(problems):
             self._demo_of.setdefault(problem, place)
@@ -106,12 +101,9 @@ class TrainingData:
         paired = [e for e in problems if self.demo_of(e) is not None]
         if not paired:
             raise EngineError(
-                f"method {self.spec.method.name} explores problems that have a demonstration, and "
-                "none of data.prompts is among data.demos; name the same problems for both",
-                code="no_pairs",
-                param="data.prompts",
+                no_pairs(self.spec.method.name), code="no_pairs", param="data.prompts"
             )
-        self._report_left_out(problems, paired, "data.prompts", "problems without a demonstration")
+        self._report_left_out(problems, paired, "data.prompts", "without a demonstration")
         return paired
 
     def _report_left_out(
@@ -119,11 +111,9 @@ class TrainingData:
     ) -> None:
         if not after:
             raise EngineError(
-                f"{param} has nothing to train on: {len(before)} rows, all left out ({why})"
-                if before
-                else f"{param} is empty",
+                left_out(param, len(before), why) if before else f"{param} is empty",
                 code="no_data",
                 param=param,
             )
         if len(after) < len(before):
-            self._warn(f"{param}: {len(before) - len(after)} {why} left out")
+            self._warn(f"{param}: {len(before) - len(after)} of {len(before)} rows left out: {why}")

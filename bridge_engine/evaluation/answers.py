@@ -119,7 +119,7 @@ class KeptAnswers:
         self._lines: dict[tuple[int, str], list[Answer]] = {}
         self.asked_as: dict[int, dict[str, Any]] = {}
         """How the problems of each set became prompts: the `template`, `auto` decided, and the
-        `prompt` of the first that was asked."""
+        `prompt` of the first that was asked; a `warning` where there is one."""
         if not self._take(path):
             self._write([json.dumps({"source": source})], mode="w")
 
@@ -154,9 +154,13 @@ class KeptAnswers:
                     left.pop((number, one.example.id), None)
             file.writelines(f"{_line(*key, answers)}\n" for key, answers in left.items())
 
-    def note(self, benchmark: int, template: Mapping[str, Any], prompt: str) -> None:
-        """Keeps how the problems of a set become prompts."""
-        asked_as = {"template": dict(template), "prompt": prompt}
+    def note(
+        self, benchmark: int, template: Mapping[str, Any], prompt: str, warning: str | None = None
+    ) -> None:
+        """Keeps how the problems of a set become prompts, and what speaks against its scores."""
+        asked_as: dict[str, Any] = {"template": dict(template), "prompt": prompt}
+        if warning is not None:
+            asked_as["warning"] = warning
         if self.asked_as.get(benchmark) != asked_as:
             self.asked_as[benchmark] = asked_as
             self._write([self._asked_as_line(benchmark)])

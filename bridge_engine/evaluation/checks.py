@@ -23,9 +23,10 @@ from bridge_engine.spec.checks import (
     check_template,
     fill_dataset,
     has_chat_template,
+    shared,
 )
 from bridge_engine.spec.errors import FieldError
-from bridge_engine.spec.train import TemplateSpec
+from bridge_engine.spec.train import DatasetRef, TemplateSpec
 
 
 def read_card(folder: Path) -> AdapterCard:
@@ -34,7 +35,10 @@ def read_card(folder: Path) -> AdapterCard:
         card = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
         template = TemplateSpec.model_validate(card["template"])
         limit = card.get("eval_max_new_tokens") or card["max_new_tokens"]
-        return AdapterCard(card["base_model"], template, int(limit))
+        trained_on = {
+            role: DatasetRef.model_validate(ref) for role, ref in (card.get("data") or {}).items()
+        }
+        return AdapterCard(card["base_model"], template, int(limit), trained_on)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise EngineError(
             f"the adapter in {folder} has no bridge.json that says what it is ({error}); the "
@@ -123,6 +127,22 @@ def fill_evaluation(spec: EvaluationSpec, card: AdapterCard | None = None) -> Ev
     for one in made.benchmarks:
         fill_dataset(one, "eval")
     return made
+
+
+def seen_in_training(spec: EvaluationSpec, card: AdapterCard | None) -> dict[int, str]:
+    """What to know of the sets, by their number in a resolved spec, that share problems with what
+    the adapter was trained on. Copies of problems in other datasets are not looked for."""
+    found: dict[int, str] = {}
+    for number, one in enumerate(spec.benchmarks):
+        for role, ref in card.trained_on.items() if card else ():
+            if one.name == ref.name and shared(one, ref, registry.info(one.name)):
+                found[number] = (
+                    f"{one.name}/{one.split} shares problems with data.{role} "
+                    f"({ref.name}/{ref.split}), which {spec.adapter} was trained on: accuracy on "
+                    "problems that were trained on measures memory; evaluate on another split, "
+                    "other kinds or another dataset"
+                )
+    return found
 
 
 def problems_known(one: EvalSet) -> int | None:

@@ -17,10 +17,12 @@ from typing import Any
 
 from bridge_engine.data.datasets import digest, load
 from bridge_engine.data.example import Example
+from bridge_engine.data.fitting import left_out, no_room
 from bridge_engine.data.template import prompt_tokens, resolve_template
 from bridge_engine.distributed.ranks import World
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation.answers import Asked
+from bridge_engine.evaluation.checks import read_card, seen_in_training
 from bridge_engine.evaluation.keeping import kept_answers, save
 from bridge_engine.evaluation.measuring import Examiner, shown
 from bridge_engine.evaluation.presets import doubt, remark
@@ -103,6 +105,9 @@ class Evaluation:
         self.verifier = Verifier(timeout_s=spec.verifier_timeout, workers=workers)
         each = max(1, int(JUDGING_SECONDS / spec.verifier_timeout))
         self._answers_at_once = each * workers * self.world.size
+        folder = directory / FOLDER
+        asks = spec.adapter is not None and spec.completions_of is None
+        self._warnings = seen_in_training(spec, read_card(folder)) if asks else {}
         self._sampler: Sampler | None = None
         self._saved = self._said = time.monotonic()
 
@@ -132,9 +137,11 @@ class Evaluation:
         if self.events.started_before:
             self.events.emit(Resume(step=self.step))
         self.events.emit(Phase(phase="evaluating", steps=self.total))
-        said = remark(self.spec)
-        if said is not None and not self.events.started_before:
-            self.events.emit(Log(message=said))
+        if not self.events.started_before:
+            if (said := remark(self.spec)) is not None:
+                self.events.emit(Log(message=said))
+            for warning in self._warnings.values():
+                self.events.emit(Log(level="warning", message=warning))
         try:
             results = self._results()
         except _StopRequested:
@@ -219,14 +226,14 @@ class Evaluation:
         room = subject.policy.context - params.max_new_tokens
         first = next(filter(fits, one.problems), None)
         if first is None:
-            raise EngineError(
-                f"no problem of {one.label} leaves room for {params.max_new_tokens} tokens of "
-                f"answer in the model's context of {subject.policy.context}",
-                code="no_data",
-                param="sampling.max_new_tokens",
-            )
+            param = f"benchmarks.{one.number}"
+            why = no_room(room, params.max_new_tokens, subject.policy.context)
+            raise EngineError(left_out(param, len(one.problems), why), code="no_data", param=param)
         as_read = tokenizer.decode(prompt(first))
-        self.world.first(lambda: self.kept.note(one.number, template.model_dump(), as_read))
+        warning = self._warnings.get(one.number)
+        self.world.first(
+            lambda: self.kept.note(one.number, template.model_dump(), as_read, warning)
+        )
         # the tokens of all problems at once may be more than there is memory
         fit = [fits(e) for e in todo]
         fitting, too_long = list(compress(todo, fit)), list(compress(todo, map(not_, fit)))
@@ -234,9 +241,9 @@ class Evaluation:
             self.events.emit(
                 Log(
                     level="warning",
-                    message=f"{one.label}: {len(too_long)} problems left out, which leave no "
-                    f"room for {params.max_new_tokens} tokens of answer in the model's context of "
-                    f"{subject.policy.context}: {', '.join(e.id for e in too_long[:10])}",
+                    message=f"{one.label}: {len(too_long)} of {len(one.problems)} problems left "
+                    f"out: {no_room(room, params.max_new_tokens, subject.policy.context)} "
+                    f"({', '.join(e.id for e in too_long[:10])})",
                 )
             )
             yield lambda: [Asked(e, []) for e in too_long]

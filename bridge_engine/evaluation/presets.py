@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from bridge_engine.data.registry import ARITHMETIC
 from bridge_engine.evaluation.spec import EvaluationSpec, PresetName
-from bridge_engine.spec.train import TemplateSpec
+from bridge_engine.spec.train import DatasetRef, TemplateSpec
 
 SENTENCE = "Please reason step by step, and put your final answer within \\boxed{}."
 """What MATH-like problems are asked with: the verifier has to know which number is meant."""
@@ -106,6 +106,8 @@ class AdapterCard:
     template: TemplateSpec
     max_new_tokens: int
     """Longest answer in the evaluations of its training."""
+    trained_on: Mapping[str, DatasetRef] = field(default_factory=dict)
+    """Sets by their roles in training; empty where it does not say, as older ones do not."""
 
 
 def filled(

@@ -87,6 +87,9 @@ class Asking(Report):
     prompt: str | None = None
     """The first problem that was asked, as the model read it, chat template and all; None: it was
     not kept."""
+    warning: str | None = None
+    """What speaks against its scores: the adapter was trained on problems of the set. None: nothing
+    that is known."""
 
 
 class SetScores(Report):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bridge_engine.rewards.graders import GraderSpec
-from bridge_engine.spec.base import SpecModel, impossible
+from bridge_engine.spec.base import Name, SpecModel, impossible
 from bridge_engine.spec.runtime import ResourcesSpec, RuntimeSpec
 from bridge_engine.spec.train import DatasetRef, TemplateSpec, checked_name, dataset_from_name
 
@@ -71,7 +71,7 @@ class EvaluationSpec(SpecModel):
     """An evaluation job: a base model or a trained adapter answers problems and is judged."""
 
     kind: Literal["eval"]
-    name: Annotated[str, Field(max_length=200)] | None = None
+    name: Name | None = None
     """A name for people; jobs are told apart by their id."""
     model: str | None = None
     """The base model; default: the adapter's, else bridge-tiny."""

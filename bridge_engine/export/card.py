@@ -38,6 +38,9 @@ class AdapterCard:
     this holds, and the `dtype` to expect them in. Whoever serves it compares."""
     end_tokens: list[int] | None = None
     """Ids at which sampling stopped: a base's own files may not name its template's end."""
+    data: dict[str, Any] | None = None
+    """What it was trained on: `prompts` and `demos` as the resolved spec has them (`DatasetRef`),
+    where the method learns from them."""
     error_outside: float | None = None
     """Of `svd`: share of that error's square, in 0…1, that is in embeddings, norms, biases and the
     head; a higher rank cannot lessen it."""

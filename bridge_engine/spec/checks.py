@@ -163,20 +163,35 @@ def _check_held_out(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[
             continue
         one = ref.split or known[role].default_splits[role]
         other = held_out.split or info.default_splits["eval"]
-        apart = ref.kinds and held_out.kinds and not set(ref.kinds) & set(held_out.kinds)
-        if info.share_problems(one, other) and not apart:
+        if shared(_filled(ref, one), _filled(held_out, other), info):
+            hint = (
+                f" (of an upload, {ref.name}/{registry.REST} to train on and "
+                f"{ref.name}/{registry.TENTH} to measure on)"
+                if info.source == "upload"
+                else ""
+            )
             return [
                 FieldError(
                     "data.eval",
                     "eval_is_training_data",
                     f"data.eval ({held_out.name}/{other}) shares problems with data.{role} "
                     f"({ref.name}/{one}): accuracy on problems that are trained on measures "
-                    "memory; evaluate on another split, other kinds or another dataset",
+                    f"memory; evaluate on another split{hint}, other kinds or another dataset",
                     given=f"{held_out.name}/{other}",
                     allowed=[s for s in info.splits if not info.share_problems(one, s)],
                 )
             ]
     return []
+
+
+def shared(one: DatasetRef, other: DatasetRef, info: DatasetInfo) -> bool:
+    """Can two parts of one dataset, whose splits are named, have a problem in common?"""
+    apart = one.kinds and other.kinds and not set(one.kinds) & set(other.kinds)
+    return info.share_problems(str(one.split), str(other.split)) and not apart
+
+
+def _filled(ref: DatasetRef, split: str) -> DatasetRef:
+    return ref.model_copy(update={"split": split})
 
 
 def _check_pairs(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[FieldError]:
@@ -186,8 +201,7 @@ def _check_pairs(spec: TrainSpec, known: Mapping[Role, DatasetInfo]) -> list[Fie
         return []  # two data sets may hold the same problems; the engine reads them and knows
     one = prompts.split or known["prompts"].default_splits["prompts"]
     other = demos.split or known["demos"].default_splits["demos"]
-    apart = prompts.kinds and demos.kinds and not set(prompts.kinds) & set(demos.kinds)
-    if known["demos"].share_problems(one, other) and not apart:
+    if shared(_filled(prompts, one), _filled(demos, other), known["demos"]):
         return []
     return [
         FieldError(

@@ -88,7 +88,47 @@ def _field_error(item: Any, model: type[BaseModel], prefix: Sequence[str]) -> Fi
         return FieldError(path, kind, f"{path} is required")
     simple = given if isinstance(given, str | int | float | bool | None) else None
     shown = f" (given: {simple!r})" if simple is not None else ""
-    return FieldError(path, kind, f"{path}: {item['msg']}{shown}", given=simple)
+    return FieldError(path, kind, f"{path}: {_words(item, path)}{shown}", given=simple)
+
+
+_WORDS = {
+    "too_short": "needs at least {min_length}, and has {actual_length}",
+    "too_long": "takes at most {max_length}",
+    "model_type": "a mapping of fields is wanted",
+    "list_type": "a list is wanted",
+    "tuple_type": "a list is wanted",
+    "float_type": "a number is wanted",
+    "int_type": "a whole number is wanted",
+    "int_from_float": "a whole number is wanted",
+    "bool_type": "true or false is wanted",
+    "string_type": "a text is wanted; one that looks like a number needs quotes",
+}
+"""Where pydantic speaks of its own affairs."""
+_SHORT_FORMS = {
+    "DatasetRef": "a dataset's name",
+    "EvalSet": "a dataset's name",
+    "GraderSpec": "a grader's name",
+    "RewardSpec": "a reward's name",
+    "StudentSpec": "`lora`, `full`",
+}
+_FORMS = {
+    "adapter": "an adapter is JOB, JOB@STEP, JOB@best, JOB@latest or an alias",
+    "job": "a job's id is wanted, job_…",
+    "completions_of": "a job's id is wanted, job_…",
+}
+"""Of fields with a pattern."""
+
+
+def _words(item: Any, path: str) -> str:
+    kind, context = item["type"], item.get("ctx") or {}
+    field = path.rpartition(".")[2]
+    if kind == "string_pattern_mismatch" and field in _FORMS:
+        return _FORMS[field]
+    words = _WORDS.get(kind)
+    if words is None:
+        return str(item["msg"]).replace("Input should be", "should be", 1)
+    short = _SHORT_FORMS.get(context.get("class_name", ""))
+    return f"{short} or {words}" if short else words.format(**context)
 
 
 _UNION_TAGS = {*METHODS, "constant", "schedule", "list[str]", "literal['all-linear']"}

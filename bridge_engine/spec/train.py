@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from bridge_engine.methods import MethodOptions
 from bridge_engine.rewards.spec import Rewards, RewardSpec
-from bridge_engine.spec.base import SpecModel, impossible
+from bridge_engine.spec.base import Name, SpecModel, impossible
 from bridge_engine.spec.runtime import ResourcesSpec as ResourcesSpec
 from bridge_engine.spec.runtime import RuntimeSpec as RuntimeSpec
 
@@ -270,7 +270,7 @@ class TrainSpec(SpecModel):
     """A training job."""
 
     kind: Literal["train"] = "train"
-    name: Annotated[str, Field(max_length=200)] | None = None
+    name: Name | None = None
     """A name for people; jobs are told apart by their id."""
     method: MethodOptions
     """A name, such as `bridge`, or an object with the method's options; `bridge methods` lists
@@ -312,6 +312,16 @@ class TrainSpec(SpecModel):
     def base(self) -> str:
         """The base model."""
         return self.model
+
+    def trained_on(self) -> dict[str, DatasetRef]:
+        """The sets that the method learns from, by their roles in `data`."""
+        given = {"prompts": self.data.prompts, "demos": self.data.demos}
+        source = {"prompts": "rewards", "demos": "demos"}
+        return {
+            role: ref
+            for role, ref in given.items()
+            if ref is not None and source[role] in self.method.learns_from
+        }
 
     @property
     def rollout_field(self) -> str:

@@ -62,8 +62,23 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # `!!int x`, or a number of thousands of digits
-        raise yaml.YAMLError(str(error)) from None
+    except yaml.MarkedYAMLError as error:
+        raise _Placed(error) from None
+    except ValueError as error:  # `!!int x`, or one of which Python makes no number
+        many = "integer string conversion" in str(error)
+        raise yaml.YAMLError("a number has thousands of digits" if many else str(error)) from None
+
+
+class _Placed(yaml.MarkedYAMLError):
+    """The same error, whose words are for whoever wrote the text: it has no name but theirs."""
+
+    def __init__(self, error: yaml.MarkedYAMLError) -> None:
+        super().__init__(error.context, error.context_mark, error.problem, error.problem_mark)
+
+    def __str__(self) -> str:
+        words = ", ".join(part for part in (self.context, self.problem) if part)
+        mark = self.problem_mark or self.context_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {words}" if mark else words
 
 
 def _no_constant(name: str) -> None:

@@ -17,6 +17,7 @@ from bridge_engine.evaluate import Score
 from bridge_engine.events import Checkpoint
 from bridge_engine.export import AdapterCard, write_exports
 from bridge_engine.methods import Method
+from bridge_engine.metrics import Metrics
 from bridge_engine.parameters import ParameterSet
 from bridge_engine.policy import Policy
 from bridge_engine.spec.identity import spec_document
@@ -56,6 +57,15 @@ class Progress:
     skipped: int = 0
     """Updates passed over because they came out NaN or infinite."""
     skipped_in_a_row: int = 0
+    num_rollouts: int = 0
+    """Completions sampled for training, those that dynamic sampling threw away included."""
+    num_updates: int = 0
+    """Times that an optimiser has moved the student."""
+
+    @property
+    def spent(self) -> Metrics:
+        """What methods are compared by, beside seconds."""
+        return {"num_rollouts": self.num_rollouts, "num_updates": self.num_updates}
 
     @property
     def accuracy(self) -> float | None:
@@ -87,6 +97,7 @@ class Progress:
             "method": spec.method.name,
             "last_step": self.step,
             "seconds": round(self.seconds, 3),
+            **self.spent,
         }
         if self.before and self.after and self.best:
             result |= {
@@ -175,6 +186,7 @@ class RunState:
             eval_max_new_tokens=self.spec.eval.max_new_tokens,
             accuracy=progress.accuracy,
             end_tokens=list(self.policy.eos_ids),
+            data={role: ref.model_dump() for role, ref in self.spec.trained_on().items()},
         )
         best = progress.accuracy is not None and progress.best_step == progress.step
         exports = write_exports(

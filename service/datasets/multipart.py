@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.context import is_plain
+from bridge_engine.spec.base import is_plain
 from service.errors import ApiError
 
 LONGEST_FIELD = 10_000

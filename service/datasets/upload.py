@@ -17,17 +17,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 from anyio.to_thread import run_sync
 from fastapi import Request
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bridge_engine.data.datasets import read_rows
 from bridge_engine.data.example import Example
 from bridge_engine.errors import DataError
+from bridge_engine.spec.base import NAME_LENGTH, Name
 from bridge_engine.state.checkpoint import sync
-from service.context import OneLine
 from service.datasets.multipart import FormReader
 from service.errors import ApiError
 from service.store import DatasetRow, Store, new_id
@@ -103,7 +103,7 @@ def _checked(name: str | None) -> str | None:
         raise ApiError(422, found["type"], message, param="name", given=name) from None
 
 
-_NAME: TypeAdapter[str | None] = TypeAdapter(Annotated[OneLine, Field(max_length=200)] | None)
+_NAME: TypeAdapter[str | None] = TypeAdapter(Name | None)
 
 
 def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRow:
@@ -128,7 +128,7 @@ def add(store: Store, received: Received, folder: Path, limit: int) -> DatasetRo
     try:
         return store.add_dataset(
             id=dataset_id,
-            name=received.name or _stem(received.filename),
+            name=received.name or _stem(received.filename)[:NAME_LENGTH],
             filename=received.filename,
             rows=written.rows,
             with_solution=written.with_solution,

@@ -8,6 +8,7 @@ Memory and time by the formulas of a training job's sampling (`service.jobs.memo
 
 from __future__ import annotations
 
+from bridge_engine.data import registry
 from bridge_engine.evaluation.checks import problems_known
 from bridge_engine.evaluation.spec import EvalSet, EvaluationSpec
 from bridge_engine.models.catalog import ModelInfo
@@ -17,6 +18,9 @@ from service.jobs.estimate import Estimates, MemoryParts, rounded
 from service.jobs.lengths import CHAT, mean_problem
 from service.jobs.memory import PROCESS, scalar_bytes
 from service.store import NotFound, Store
+
+_SHARES = {registry.TENTH: 0.1, registry.REST: 0.9}
+"""Of an upload's rows, in its splits: about so many."""
 
 
 def problems(spec: EvaluationSpec, store: Store) -> int:
@@ -28,7 +32,7 @@ def _problems(one: EvalSet, store: Store) -> int:
     known = problems_known(one)
     if one.name.startswith("ds_"):
         try:
-            rows = store.get_dataset(one.name).rows
+            rows = round(store.get_dataset(one.name).rows * _SHARES.get(one.split or "", 1))
         except NotFound:
             return 0
         return min(one.limit or rows, rows)

@@ -10,9 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bridge_engine.evaluation.answers import COMPLETIONS
 from bridge_engine.rewards.graders import GraderSpec
+from bridge_engine.spec.base import Name
 from bridge_engine.spec.errors import FieldError
 from service.body import parse
-from service.context import TEXT, OneLine, ProjectDep, SettingsDep, StoreDep
+from service.context import TEXT, ProjectDep, SettingsDep, StoreDep
 from service.errors import invalid_fields, responses
 from service.evaluations.scores import Scores, compared, scores
 from service.evaluations.subject import checkpoint_folder, finished
@@ -40,7 +41,7 @@ class Regrade(BaseModel):
     """A name or an object with options; default: the evaluation's own, by today's rules."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] | None = None
     """Seconds one answer may take; default: the evaluation's own."""
-    name: Annotated[OneLine, Field(max_length=200)] | None = None
+    name: Name | None = None
     """The new job's name; default: the evaluation's."""
 
 

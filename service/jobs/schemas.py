@@ -127,6 +127,9 @@ class DryRun(Answer):
     object: Literal["dry_run"] = "dry_run"
     spec: dict[str, Any]
     estimates: Estimates
+    warnings: list[str]
+    """What would not keep it from running, and should be known: an evaluation asks the adapter
+    problems that it was trained on."""
 
 
 class Metrics(Answer):

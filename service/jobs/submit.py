@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge_engine.data.fitting import check_asked, check_uploads
 from bridge_engine.errors import EngineError
+from bridge_engine.evaluation.checks import seen_in_training
 from bridge_engine.evaluation.spec import EvaluationSpec
 from bridge_engine.models import catalog
 from bridge_engine.spec.errors import FieldError
@@ -45,7 +47,14 @@ def _resolved(
             errors = [*uploaded, *(e for e in errors if e.code != "no_solutions")]
         if errors:
             raise invalid_fields(errors)
-        return fill(spec, beginning.card), beginning
+        filled = fill(spec, beginning.card)
+        if isinstance(filled, EvaluationSpec):
+            errors = check_asked(filled)
+        else:
+            errors = check_uploads(filled)
+        if errors:
+            raise invalid_fields(errors)
+        return filled, beginning
     except EngineError as error:  # a dataset that went away between two looks
         field = FieldError(error.param or "data", error.code, error.message)
         raise invalid_fields([field]) from error
@@ -60,11 +69,14 @@ def tried(
     param: str = "init.step",
 ) -> DryRun:
     """What `create` would make of it; nothing is queued, and the same is refused."""
-    spec = _resolved(spec, store, settings, source)[0]
-    if isinstance(spec, TrainSpec) and spec.init is not None and not _inherits(spec, source):
+    spec, beginning = _resolved(spec, store, settings, source)
+    warnings: list[str] = []
+    if isinstance(spec, EvaluationSpec):
+        warnings += seen_in_training(spec, beginning.card).values()
+    elif spec.init is not None and not _inherits(spec, source):
         spec, _ = initial.resolve(spec, store, settings, param)
     dumped = spec.model_dump(mode="json", by_alias=True)
-    return DryRun(spec=dumped, estimates=estimated(spec, store))
+    return DryRun(spec=dumped, estimates=estimated(spec, store), warnings=warnings)
 
 
 def _inherits(spec: TrainSpec, source: JobRow | None) -> bool:
@@ -141,11 +153,13 @@ def _check_uploaded_demos(spec: TrainSpec, store: Store) -> list[FieldError]:
     """An uploaded dataset of demonstrations some of which have no solution: the engine would refuse
     it, after having waited in the queue.
 
-    Left to the engine: `kinds`, which may leave just the others out, and a `limit` that the rows
-    with a solution can fill.
+    Left to the engine: `kinds` or a part of the upload, which may leave just the others out, and a
+    `limit` that the rows with a solution can fill.
     """
     demos = spec.data.demos
     if demos is None or demos.kinds or not demos.name.startswith("ds_"):
+        return []
+    if demos.split not in (None, "train"):
         return []
     try:
         dataset = store.get_dataset(demos.name)

@@ -206,6 +206,31 @@ def test_filename_never_decides_where_the_file_goes(client: TestClient, settings
     assert kept(settings) == [f"{body['id']}.jsonl"]
 
 
+@pytest.mark.parametrize("how", ["query", "form"])
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\x00b", "x" * 201])
+def test_name_that_lists_could_not_show_is_refused_with_the_field(
+    client: TestClient, settings: Settings, how: str, name: str
+) -> None:
+    if how == "query":
+        answer = client.post("/datasets", params={"name": name}, content=jsonl(GOOD))
+    else:
+        files = {"file": ("good.jsonl", jsonl(GOOD))}
+        answer = client.post("/datasets", data={"name": name}, files=files)
+    assert problem(answer, 422)["param"] == "name"
+    assert kept(settings) == []
+
+
+def test_filename_is_cut_to_what_lists_can_show(client: TestClient, settings: Settings) -> None:
+    def send(filename: str) -> Any:
+        head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'
+        body = head.encode() + jsonl(GOOD) + b"\r\n--x--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        return client.post("/datasets", content=body, headers=headers)
+
+    assert send("\x1b[31mred.jsonl").json()["name"] == "[31mred"
+    assert send("y" * 240 + ".jsonl").json()["name"] == "y" * 200
+
+
 def test_memory_does_not_grow_with_the_file(http: httpx.Client) -> None:
     import tracemalloc
 

@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.store import Artifact, Store
 from service.store.artifacts import publication
 from tests.api.conftest import BRIDGE, Worker, connect, problem
-from tests.api.evaluating import EVAL, TEMPLATE, finish, post, replace_adapter, trained
+from tests.api.evaluating import CARD, EVAL, TEMPLATE, finish, post, replace_adapter, trained
 from worker.fetch import fetch
 
 __all__ = ["trained"]  # a fixture
@@ -65,6 +65,28 @@ def test_a_dry_run_tells_what_it_would_cost(client: TestClient, store: Store) ->
     assert costs["memory_bytes"] > costs["memory"]["base"] > 0
     assert 0 < costs["seconds"]["cpu_core"] < 60
     assert store.list_jobs()[0] == []
+
+
+def test_a_dry_run_warns_of_problems_that_the_adapter_was_trained_on(
+    client: TestClient, trained: str, settings: Settings
+) -> None:
+    card = settings.run_dir(trained.partition("@")[0]) / "adapters/step-000002/bridge.json"
+    demos = {"name": "arithmetic", "split": "demos", "kinds": ["add3"]}
+    card.write_text(json.dumps({**CARD, "data": {"demos": demos}}))
+
+    def warnings(of: dict[str, Any], benchmark: str | dict[str, Any]) -> list[str]:
+        body = {"kind": "eval", "benchmarks": [benchmark], **of}
+        answer = client.post("/jobs?dry_run=true", json=body)
+        assert answer.status_code == 200, answer.text
+        found: list[str] = answer.json()["warnings"]
+        return found
+
+    adapter, base = {"adapter": trained}, {"model": "bridge-tiny"}
+    (warning,) = warnings(adapter, "arithmetic/demos")
+    assert f"data.demos (arithmetic/demos), which {trained} was trained on" in warning
+    assert warnings(adapter, {**demos, "kinds": ["times"]}) == []
+    assert warnings(adapter, "arithmetic/dev") == []
+    assert warnings(base, "arithmetic/demos") == []
 
 
 @pytest.mark.parametrize(

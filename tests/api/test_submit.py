@@ -199,6 +199,28 @@ def test_demos_some_of_which_lack_solutions_are_refused_with_the_counts(
     problem(post(client, demos, dry_run=True), 422, "incomplete_solutions")
 
 
+def test_uploads_of_which_nothing_can_be_used_are_refused_before_they_are_queued(
+    client: TestClient, store: Store
+) -> None:
+    def upload(problem: str) -> str:
+        row = {"problem": problem, "answer": "1", "solution": "#1"}
+        dataset: str = client.post("/datasets", content=json.dumps(row)).json()["id"]
+        return dataset
+
+    long, short, other = upload("1+" * 2_000_000 + "1"), upload("1+0?"), upload("2-1?")
+    for method, data, param, code in (
+        ("sft", {"demos": long}, "data.demos", "no_data"),
+        ("rl", {"prompts": long}, "data.prompts", "no_data"),
+        ("luffy", {"prompts": short, "demos": other}, "data.prompts", "no_pairs"),
+    ):
+        for dry_run in (True, False):
+            refusal = post(client, {"method": method, "data": data}, dry_run=dry_run)
+            assert problem(refusal, 422, code)["param"] == param
+    assert store.list_jobs()[0] == []
+    fits = {"method": "luffy", "data": {"prompts": short, "demos": short}}
+    assert post(client, fits).status_code == 201
+
+
 def test_unknown_uploaded_dataset_is_refused(client: TestClient) -> None:
     spec = BRIDGE | {"data": DATA | {"prompts": "ds_gone"}}
     assert problem(post(client, spec), 422)["param"] == "data.prompts.name"

@@ -52,7 +52,44 @@ def refused(path: Path) -> str:
     return caught.value.message
 
 
+# ------------------------------------------------------------------- a part to measure on
+
+
+def test_the_parts_of_an_upload_are_apart_and_are_all_of_it(uploads: Path) -> None:
+    rows = [{**ROW, "problem": f"{n}+1?"} for n in range(300)]
+    write(uploads / "ds_x.jsonl", *rows)
+
+    def problems(split: str, **more: Any) -> list[str]:
+        ref = DatasetRef(name="ds_x", split=split, **more)
+        return [one.problem for one in load(ref, "demos")]
+
+    tenth, rest = problems("test10"), problems("train90")
+    assert 15 <= len(tenth) <= 45
+    assert set(tenth).isdisjoint(rest)
+    assert sorted(tenth + rest) == sorted(problems("train"))
+    assert problems("test10", limit=5) == tenth[:5]
+    # the same rows in another order, some of them twice and with other blanks
+    again = [{**row, "problem": f"  {row['problem']} "} for row in [*reversed(rows), *rows[:50]]]
+    write(uploads / "ds_x.jsonl", *again)
+    assert {one.strip() for one in problems("test10")} == set(tenth)
+
+
+def test_an_upload_of_which_a_part_is_empty_says_so(uploads: Path) -> None:
+    write(uploads / "ds_x.jsonl", ROW)
+    (empty,) = (p for p in ("test10", "train90") if not registry.in_split(ROW["problem"], p))
+    with pytest.raises(DataError) as caught:
+        load(DatasetRef(name="ds_x", split=empty), "eval")
+    assert (caught.value.code, caught.value.param) == ("no_data", "data.eval.split")
+    assert f"so few problems that none is in {empty}" in caught.value.message
+
+
 # ------------------------------------------------------------------- rows
+
+
+def test_a_level_in_words_is_no_level_and_costs_no_row(tmp_path: Path) -> None:
+    levels = ["hard", "Level ?", "Level 5", 3, "2"]
+    path = write(tmp_path / "f.jsonl", *[{**ROW, "level": level} for level in levels])
+    assert [one.level for one in read_rows(path)] == [None, None, 5, 3, 2]
 
 
 def test_a_measured_answer_comes_with_its_value(uploads: Path) -> None:
@@ -141,6 +178,7 @@ def test_an_expert_s_solution_always_states_an_answer(
         (b'{"problem": "p", "answer": "5", "solution": {}}', "`solution` is an object"),
         (b'{"problem": "p", "answer": "5", "id": ""}', "`id` is empty"),
         (b'{"problem": "p", "answer": "5", "level": []}', "`level` is a list"),
+        (b'{"problem": "p", "answer": %s}' % (b"9" * 6000), "has thousands of digits"),
         (b'{"problem": "\xff", "answer": "5"}', "byte 14 is not UTF-8"),
         (b'{"problem": "\\ud800", "answer": "5"}', "half a character"),
         (b"[" * 100_000, "is nested too deeply"),

@@ -186,7 +186,7 @@ def test_problems_that_leave_no_room_for_an_answer_are_told_and_no_failures(tmp_
     assert 0 < one["left_out"] < 14
     assert sum(one["outcomes"].values()) == one["problems"]
     (warning,) = [e for e in events(tmp_path, "log") if e.level == "warning"]
-    assert f"{one['left_out']} problems left out" in warning.message
+    assert f"{one['left_out']} of 14 problems left out" in warning.message
 
 
 def test_the_prompt_that_is_shown_is_of_a_problem_that_was_asked(tmp_path):

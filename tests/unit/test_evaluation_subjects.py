@@ -7,9 +7,12 @@ import pytest
 from bridge_engine.errors import EngineError
 from bridge_engine.evaluation import job as job_page
 from bridge_engine.evaluation.answers import COMPLETIONS
-from bridge_engine.spec.job import parse_spec
+from bridge_engine.evaluation.checks import read_card
+from bridge_engine.evaluation.job import Evaluation
+from bridge_engine.events import EventWriter
+from bridge_engine.spec.job import fill, parse_spec
 from bridge_engine.state.checkpoint import MANIFEST
-from tests.support.evaluations import SPEC, evaluation, lines, run, train
+from tests.support.evaluations import SPEC, evaluation, events, lines, result, run, train
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,35 @@ def test_a_full_students_whole_model_is_evaluated_like_an_adapter(tmp_path):
     assert {k: v["value"] for k, v in one["by_kind"].items()} == score.by_kind
     base = run(tmp_path / "base", benchmarks=SPEC["benchmarks"], sampling={"max_new_tokens": 24})
     assert base["benchmarks"][0]["reasons"] != one["reasons"]
+
+
+def test_scores_on_what_the_adapter_was_trained_on_carry_a_warning(trained, tmp_path):
+    """In the log and in the result, also when the answers are judged anew; never for a base."""
+    sets = [
+        {"name": "arithmetic", "split": "demos", "limit": 4},
+        {"name": "arithmetic", "split": "dev", "limit": 4},
+        {"name": "arithmetic", "split": "train", "limit": 4, "kinds": ["add3"]},
+    ]
+    asked = {"benchmarks": sets, "sampling": {"max_new_tokens": 8}}
+    found = run(tmp_path / "one", adapter=trained[0] / "adapters" / "step-000002", **asked)
+    warnings = [one["warning"] for one in found["benchmarks"]]
+    assert "arithmetic/demos shares problems with data.demos (arithmetic/demos)" in warnings[0]
+    assert warnings[1] is None
+    assert "data.prompts (arithmetic/train), which job_1@2 was trained on" in warnings[2]
+    logged = [e.message for e in events(tmp_path / "one", "log") if e.level == "warning"]
+    assert [one for one in logged if "trained on" in one] == [warnings[0], warnings[2]]
+
+    kept = next((tmp_path / "one" / "checkpoints").iterdir())
+    shutil.copytree(kept, tmp_path / "again" / "init")
+    again = SPEC | asked | {"adapter": "job_1@2", "model": "bridge-tiny"}
+    spec = fill(parse_spec(again), read_card(trained[0] / "adapters" / "step-000002"))
+    spec = spec.model_copy(update={"completions_of": "job_2"})
+    with Evaluation(spec, tmp_path / "again", EventWriter(tmp_path / "again")) as regraded:
+        assert regraded.run()
+    assert [one["warning"] for one in result(tmp_path / "again")["benchmarks"]] == warnings
+
+    base = run(tmp_path / "base", **asked)
+    assert [one["warning"] for one in base["benchmarks"]] == [None] * 3
 
 
 def test_an_adapter_of_another_base_or_with_other_bytes_is_refused(trained, tmp_path):

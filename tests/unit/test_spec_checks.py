@@ -25,6 +25,17 @@ def test_a_spec_that_can_run_has_no_errors() -> None:
     assert spec_checks.check_spec(spec(data={"demos": "ds_solved", "prompts": "ds_plain"})) == []
 
 
+def test_an_upload_can_be_trained_and_measured_on_in_parts_that_are_apart() -> None:
+    parts = {"prompts": "ds_solved/train90", "demos": "ds_solved/train90"}
+    assert spec_checks.check_spec(spec(data={**parts, "eval": "ds_solved/test10"})) == []
+    for held_out in ("ds_solved", "ds_solved/train90"):
+        error = only_error(data={**parts, "eval": held_out})
+        assert (error.param, error.code) == ("data.eval", "eval_is_training_data")
+        assert "ds_solved/test10 to measure on" in error.message
+    whole = {"prompts": "ds_solved", "demos": "ds_solved", "eval": "ds_solved/test10"}
+    assert only_error(data=whole).code == "eval_is_training_data"
+
+
 @pytest.mark.parametrize(
     ("data", "param", "code", "nearest"),
     [

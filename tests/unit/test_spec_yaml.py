@@ -63,6 +63,24 @@ def test_an_error_knows_its_place() -> None:
     assert (mark.line, mark.column) == (1, 6)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps: 5\nseed: *other\n", "line 2, column 7: aliases are not accepted here"),
+        ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
+        ("a: [1, 2", "line 1, column 9: while parsing a flow sequence, expected ',' or ']'"),
+        ("steps: " + "9" * 6000, "a number has thousands of digits"),
+        ('{"steps": ' + "9" * 6000 + "}", "a number has thousands of digits"),
+    ],
+)
+def test_an_error_speaks_of_the_text_and_not_of_what_reads_it(text: str, says: str) -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        load_yaml(text)
+    assert says in str(caught.value)
+    assert "unicode string" not in str(caught.value)
+    assert "sys." not in str(caught.value)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

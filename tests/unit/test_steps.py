@@ -116,6 +116,50 @@ def test_dynamic_sampling_ends_where_nothing_is_ever_useful(trainer):
     assert metrics["frac_reward_zero_std"] == 1
 
 
+# --------------------------------------------------------------------------- what has been spent
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "rollouts", "updates"),
+    [
+        ("sft", {}, [0, 0, 0], [1, 2, 3]),
+        ("rl", {}, [12, 24, 36], [1, 2, 3]),
+        ("rl", {"rl": {"inner_epochs": 2, "mini_batches": 3}}, [12, 24, 36], [6, 12, 18]),
+        ("bridge", {}, [12, 24, 36], [1, 2, 3]),
+        ("cold_start", {}, [0, 0, 12], [1, 2, 3]),
+        ("alternating", {}, [0, 12, 12], [1, 2, 3]),
+        ("luffy", {"data": PAIRED}, [9, 18, 27], [1, 2, 3]),
+        # two groups of three teach nothing, and no further round finds a third that does
+        ("rl", {"rollout": rollout(dynamic_sampling=1)}, [24, 48, 72], [1, 2, 3]),
+        ("relift", {"data": PAIRED}, [12, 24, 36], [1, 2, 3]),
+    ],
+)  # fmt: skip
+def test_every_step_says_what_has_been_spent_so_far(trainer, method, changes, rollouts, updates):
+    """So that methods can be compared by it: what is sampled, and how often θ was moved."""
+    made = trainer(method=method, **changes)
+    made.explorer.verifier = ScriptedVerifier([True, False, False, True, *[True] * 8])
+    assert made.run()
+    seen = EventReader(made.events.path).read()
+    steps = [e.metrics for e in seen if e.type == "metric"]
+    assert [m["num_rollouts"] for m in steps] == rollouts
+    assert [m["num_updates"] for m in steps] == updates
+    assert seen[-1].result["num_rollouts"] == rollouts[-1]
+    assert seen[-1].result["num_updates"] == updates[-1]
+
+
+def test_a_lesson_beside_the_step_is_an_update_too_and_a_skipped_one_is_none(trainer):
+    made = trainer(method={"name": "relift", "buffer": 1}, data=PAIRED)
+    made.explorer.verifier = ScriptedVerifier((True, *[False] * 7))  # every other group fails
+    progress = Progress()
+    metrics = made._step(progress)
+    assert (metrics["buffer"], progress.num_updates) == (0, 2)
+    failing = trainer("failing")
+    failing.method = Recorder(failing.spec.method, fail=[1])
+    progress = Progress()
+    failing._step(progress)
+    assert (progress.num_rollouts, progress.num_updates, progress.skipped) == (12, 0, 1)
+
+
 # --------------------------------------------------------------------------- truncated completions
 
 
