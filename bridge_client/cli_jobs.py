@@ -246,6 +246,8 @@ def show_dry_run(client: Client, spec: dict[str, Any], output_as: Output) -> Non
         print(_yaml(resolved.spec), end="")
         output.err().print("[bold]estimates[/]")
         output.err().print(_yaml(resolved.estimates), markup=False, end="")
+        for warning in resolved.warnings:
+            output.note(f"warning: {warning}")
 
 
 def queued(job: Job) -> None:

@@ -90,6 +90,8 @@ class DryRun(Record):
     spec: dict[str, Any] = Field(default_factory=dict)
     estimates: dict[str, Any] = Field(default_factory=dict)
     """Orders of magnitude: steps, rollouts, tokens, memory in bytes, …"""
+    warnings: list[str] = Field(default_factory=list)
+    """What speaks against its result: an evaluation of what the adapter was trained on, say."""
 
 
 class Event(Record):

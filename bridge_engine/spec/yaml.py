@@ -19,8 +19,9 @@ _NOT_IN_JSON = ("timestamp", "value")
 
 
 class _Loader(yaml.SafeLoader):
-    """`3e-4` is a number and `2026-01-31` a text. What JSON does not know (dates, bytes, sets) and
-    aliases (which can expand without bound) are not accepted."""
+    """`3e-4` is a number and `2026-01-31` a text. What JSON does not know (dates, bytes, sets),
+    aliases (which can expand without bound) and a key twice (which of them was meant?) are not
+    accepted."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name, meant to be replaced
         first: [
@@ -42,6 +43,15 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases are not accepted here", mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -58,7 +68,9 @@ def load_yaml(text: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             with suppress(json.JSONDecodeError):  # then it is YAML's `{a: 1}`
-                return json.loads(text, parse_constant=_no_constant)
+                return json.loads(
+                    text, parse_constant=_no_constant, object_pairs_hook=_each_key_once
+                )
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
@@ -79,6 +91,15 @@ class _Placed(yaml.MarkedYAMLError):
         words = ", ".join(part for part in (self.context, self.problem) if part)
         mark = self.problem_mark or self.context_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {words}" if mark else words
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise yaml.YAMLError(f"the key {twice!r} is there twice")
+    return found
 
 
 def _no_constant(name: str) -> None:

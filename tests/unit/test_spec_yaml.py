@@ -105,3 +105,16 @@ def test_whatever_is_read_can_be_sent_as_json(text: str) -> None:
     except yaml.YAMLError:
         return
     json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["steps: 5\nseed: 1\nsteps: 80", '{"steps": 5, "seed": 1, "steps": 80}']
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_key_that_is_there_twice_is_refused_and_named(text: str, inside: bool) -> None:
+    if inside:
+        text = (
+            f'{{"a": [{text}]}}' if text.startswith("{") else "a:\n- " + text.replace("\n", "\n  ")
+        )
+    with pytest.raises(yaml.YAMLError, match="the key 'steps' is there twice"):
+        load_yaml(text)
