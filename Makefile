@@ -12,8 +12,8 @@
 #   make clean       remove .venv, .venv-vllm and caches (never .bridge: your jobs live there)
 #
 # PYTHON=python3.12 make test   takes another interpreter for .venv.
-# PROCESSES=4 make test         tests in so many processes; the tests of a file stay together. One
-#                              more than two cores are: a fifth of the time they wait.
+# PROCESSES=4 make test         tests in so many processes; the tests of a file stay together. Three
+#                              for two cores: a fifth of the time they wait for something.
 
 PYTHON ?= python3
 VENV   ?= .venv
