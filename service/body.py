@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
 from typing import Any, TypeVar
 
 import yaml
@@ -13,7 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from bridge_engine.spec.errors import field_errors
-from bridge_engine.spec.yaml import load_yaml
+from bridge_engine.spec.yaml import load_yaml, repeated
 from service.errors import ApiError, invalid_fields
 
 MAX_BYTES = 1_000_000
@@ -102,15 +101,12 @@ _TOO_MANY_DIGITS = f"it has a whole number of more than {sys.get_int_max_str_dig
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name = _writable(
-            next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
-        )
+    if (found := repeated(name for name, _ in pairs)) is not None:
+        name = _writable(found)
         raise ApiError(
             400, "duplicate_key", f"the body has the key {name!r} twice; say it once", param=name
         )
-    return found
+    return dict(pairs)
 
 
 def _refuse_half_characters(value: Any) -> None:

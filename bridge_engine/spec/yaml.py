@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -44,12 +45,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                problem = f"the key {key.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        name = repeated(key.value for key in keys)
+        if name is not None:
+            mark = [key.start_mark for key in keys if key.value == name][1]
+            raise yaml.constructor.ConstructorError(None, None, _twice(name), mark)
         return super().construct_mapping(node, deep)
 
 
@@ -94,12 +94,23 @@ class _Placed(yaml.MarkedYAMLError):
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise yaml.YAMLError(f"the key {twice!r} is there twice")
-    return found
+    if (name := repeated(name for name, _ in pairs)) is not None:
+        raise yaml.YAMLError(_twice(name))
+    return dict(pairs)
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of these names that has come before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _twice(name: str) -> str:
+    return f"the key {name!r} is there twice"
 
 
 def _no_constant(name: str) -> None:
