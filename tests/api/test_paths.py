@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
+from bridge_http.bodiless import HeadAsGet
 from tests.api.conftest import problem
 
 
@@ -57,6 +60,26 @@ def test_a_wrong_method_is_told_all_that_the_path_takes(
         body = problem(response, 405, "method_not_allowed")
         assert body["detail"].endswith(f"it takes {', '.join(takes)}")
         assert body["allowed"] == takes
+
+
+def test_head_ends_a_stream_that_asks_nobody_whether_it_is_still_heard() -> None:
+    sent: list[Message] = []
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+            await asyncio.sleep(0)
+
+    async def nothing() -> Message:
+        raise AssertionError("nobody is asked")
+
+    async def keep(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "HEAD", "path": "/"}
+    asyncio.run(asyncio.wait_for(HeadAsGet(endless)(scope, nothing, keep), 60))
+    assert [message.get("body") for message in sent] == [None, b""]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
