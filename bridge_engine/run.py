@@ -90,7 +90,8 @@ def _run(
     events.emit(Phase(phase="loading"))
     # torch is imported here, after everything that can be refused without it
     from bridge_engine.evaluation.job import Evaluation
-    from bridge_engine.process.compute import configure, processor
+    from bridge_engine.process.compute import configure
+    from bridge_engine.process.processor import processor
     from bridge_engine.spec.identity import spec_sha256
     from bridge_engine.trainer import Trainer
 

@@ -19,8 +19,12 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x / √(mean x² + epsilon) · weight over the last dimension (… × D), in float32 at least."""
+    """x / √(mean x² + epsilon) · weight over the last dimension (… × D), in float32 at least.
+
+    The weight is D, or … × D where what comes before has weights of its own."""
     if x.device.type != "cpu":
+        if weight.dim() > 1:
+            return F.rms_norm(x, weight.shape[-1:], None, epsilon) * weight
         return F.rms_norm(x, weight.shape, weight, epsilon)
     if not torch.is_grad_enabled():
         return _unit(x, epsilon)[0] * weight
@@ -32,8 +36,16 @@ def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(x / its root mean square, what it was multiplied with for that: … × 1)."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-    shrink = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    little = _scalar(epsilon, exact.dtype)
+    shrink = torch.addcmul(little, length, length, value=1 / x.shape[-1]).rsqrt_()
     return (exact * shrink).to(x.dtype), shrink
+
+
+@cache
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor once made: torch makes one of every number that it is given, each time."""
+    with torch.inference_mode(False):
+        return torch.tensor([value], dtype=dtype)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -59,16 +59,6 @@ def _keep_freed_memory() -> None:
         libc.mallopt(option, most)
 
 
-def processor() -> str:
-    """The CPU's name, as Linux tells it; "" where nothing does."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            named = next((line for line in lines if line.startswith("model name")), "")
-    except OSError:
-        named = ""
-    return named.partition(":")[2].strip() or platform.processor()
-
-
 def _default_threads(model: str, world: World) -> int:
     """More threads than a small model can feed are slower than one; ranks share the machine."""
     parameters = resolve_model(model).parameters

@@ -150,11 +150,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-def with_room(kept: Tensor, rows_R: Tensor, room: int) -> Tensor:
-    """The rows of R × heads × L × D, in a tensor of L + room."""
-    length = kept.shape[-2]
-    buffer = kept.new_empty(len(rows_R), kept.shape[1], length + room, kept.shape[-1])
-    torch.index_select(kept, 0, rows_R, out=buffer[:, :, :length])
+def with_room(kept: Tensor, rows_R: Tensor, room: int, along: int = 2) -> Tensor:
+    """The rows of R × heads × L × D, in a tensor of L + room (L may stand elsewhere)."""
+    length, shape = kept.shape[along], list(kept.shape)
+    shape[0], shape[along] = len(rows_R), length + room
+    buffer = kept.new_empty(shape)
+    torch.index_select(kept, 0, rows_R, out=buffer.narrow(along, 0, length))
     return buffer
 
 

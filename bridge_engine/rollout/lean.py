@@ -68,7 +68,7 @@ class LeanDecoder:
         self.rotary = inner.rotary_emb
         self.blocks = [_Block(layer, model.config, self.dtype) for layer in inner.layers]
         self.norm = inner.norm
-        self.head = _product([model.lm_head], self.dtype)
+        self.head = _product([model.lm_head], dtype=self.dtype)
 
     @torch.inference_mode()
     def start(self, prompts: Prompts, rows_R: Tensor, room: int) -> Tensor:
@@ -135,19 +135,23 @@ class _Block:
         self.scale: float = attention.scaling
         self.norm_in = layer.input_layernorm
         self.norm_between = layer.post_attention_layernorm
-        self.norm_q = getattr(attention, "q_norm", None)  # Qwen3's
-        self.norm_k = getattr(attention, "k_norm", None)
+        self.norm_qk = _norm_of_heads(attention, self.heads, self.key_heads)
         self.dtype = dtype
-        self.qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self.out = _product([attention.o_proj], dtype)
-        self.gate_up = _product([mlp.gate_proj, mlp.up_proj], dtype)
-        self.down = _product([mlp.down_proj], dtype)
+        self.by_hand = dtype == torch.float32 and self.norm_in.weight.device.type == "cpu"
+        """Is the attention of one further token written out? For so few queries it is faster on a
+        CPU; in less than float32 its scores would lose digits that torch's own keeps."""
+        # queries and keys are turned together
+        self.qk_v = _product([attention.q_proj, attention.k_proj], [attention.v_proj], dtype=dtype)
+        self.out = _product([attention.o_proj], dtype=dtype)
+        self.gate_up = _product([mlp.gate_proj], [mlp.up_proj], dtype=dtype)
+        self.down = _product([mlp.down_proj], dtype=dtype)
 
     def read(self, x_PLD: Tensor, turns: Turns, mask_P1LL: Tensor) -> Tensor:
         """Prompts, from their beginning."""
         q, k, v = (part.transpose(1, 2) for part in self._heads(x_PLD, turns))
         self.length = x_PLD.shape[1]
-        self.cache = [k, v]
+        # written out, the scores are a third faster where the keys of all tokens stand side by side
+        self.cache = [k.transpose(2, 3) if self.by_hand else k, v]
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask_P1LL, scale=self.scale, enable_gqa=True
         )
@@ -155,45 +159,49 @@ class _Block:
 
     def take(self, rows_R: Tensor, room: int) -> None:
         """Goes on with these rows, and `room` further tokens."""
-        self.cache = [with_room(kept[:, :, : self.length], rows_R, room) for kept in self.cache]
+        lengthwise = (3, 2) if self.by_hand else (2, 2)
+        self.cache = [
+            with_room(kept.narrow(along, 0, self.length), rows_R, room, along)
+            for kept, along in zip(self.cache, lengthwise, strict=True)
+        ]
 
     def step(self, x_RD: Tensor, turns: Turns, bias_NGL: Tensor) -> Tensor:
         """One further token a row."""
-        q_RHE, *new = self._heads(x_RD, turns)
-        for kept, part_RKE in zip(self.cache, new, strict=True):
-            kept[:, :, self.length] = part_RKE
+        q_RHE, k_RKE, v_RKE = self._heads(x_RD, turns)
+        keys, values = self.cache
+        keys.select(3 if self.by_hand else 2, self.length).copy_(k_RKE)
+        values.select(2, self.length).copy_(v_RKE)
         self.length += 1
-        k_NLE, v_NLE = (kept.flatten(0, 1)[:, : self.length] for kept in self.cache)
         # the query heads of one key head stand as a sequence of queries
         q_NGE = q_RHE.reshape(len(bias_NGL), -1, self.depth)
-        return self._rest(x_RD, self._attend(q_NGE, k_NLE, v_NLE, bias_NGL).view(len(x_RD), -1))
-
-    def _attend(self, q_NGE: Tensor, k_NLE: Tensor, v_NLE: Tensor, bias_NGL: Tensor) -> Tensor:
-        """N × G × E. Written out it is faster on a CPU for so few queries; in less than float32 the
-        scores would lose digits that torch's own attention keeps."""
-        if q_NGE.dtype == torch.float32 and q_NGE.device.type == "cpu":
-            scores_NGL = torch.baddbmm(bias_NGL, q_NGE, k_NLE.transpose(1, 2), alpha=self.scale)
-            return torch.bmm(torch.softmax(scores_NGL, -1), v_NLE)
-        y_1NGE = F.scaled_dot_product_attention(
-            q_NGE[None], k_NLE[None], v_NLE[None], attn_mask=bias_NGL[None], scale=self.scale
-        )
-        return y_1NGE[0]
+        v_NLE = values.flatten(0, 1)[:, : self.length]
+        if self.by_hand:
+            k_NEL = keys.flatten(0, 1)[..., : self.length]
+            scores_NGL = torch.baddbmm(bias_NGL, q_NGE, k_NEL, alpha=self.scale)
+            attended_NGE = torch.bmm(torch.softmax(scores_NGL, -1), v_NLE)
+        else:
+            k_NLE = keys.flatten(0, 1)[:, : self.length]
+            (attended_NGE,) = F.scaled_dot_product_attention(
+                q_NGE[None], k_NLE[None], v_NLE[None], attn_mask=bias_NGL[None], scale=self.scale
+            )
+        return self._rest(x_RD, attended_NGE.view(len(x_RD), -1))
 
     def _heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of each token: … × heads × depth."""
-        q, k, v = (
+        qk, v = (
             part.view(*part.shape[:-1], -1, self.depth)
-            for part in self.qkv(_normed(x, self.norm_in))
+            for part in self.qk_v(_normed(x, self.norm_in))
         )
-        if self.norm_q is not None:
-            q, k = _normed(q, self.norm_q), _normed(k, self.norm_k)
-        return _turned(q, *turns).to(self.dtype), _turned(k, *turns).to(self.dtype), v
+        if self.norm_qk is not None:
+            qk = rms_norm(qk.to(self.norm_qk[0].dtype), *self.norm_qk)
+        q, k = _turned(qk, *turns).to(self.dtype).split_with_sizes((self.heads, self.key_heads), -2)
+        return q, k, v
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         (written,) = self.out(attended)
         x = x + written
         gate, up = self.gate_up(_normed(x, self.norm_between))
-        (written,) = self.down(F.silu(gate) * up)
+        (written,) = self.down(F.silu(gate).mul_(up))
         return x + written
 
 
@@ -207,14 +215,33 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _product(layers: Sequence[Any], dtype: torch.dtype) -> Callable[[Tensor], Sequence[Tensor]]:
-    """One input through these linear layers, with the adapters that are in use."""
-    biases = [_linear(layer).bias for layer in layers]
+def _norm_of_heads(attention: Any, heads: int, key_heads: int) -> tuple[Tensor, float] | None:
+    """(weight of each query head and key head: heads × depth, epsilon), where they have norms, as
+    Qwen3's do."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    q, k = attention.q_norm, attention.k_norm
+    weights = q.weight.detach().expand(heads, -1), k.weight.detach().expand(key_heads, -1)
+    return torch.cat(weights), q.variance_epsilon
+
+
+def _product(*parts: Sequence[Any], dtype: torch.dtype) -> Callable[[Tensor], Sequence[Tensor]]:
+    """One input through these linear layers, with the adapters that are in use; the results of the
+    layers of a part stand side by side."""
+    weights = [_side_by_side([_weight(layer).to(dtype) for layer in part]) for part in parts]
+    biases = [[_linear(layer).bias for layer in part] for part in parts]
     product = pack(
-        [_weight(layer).to(dtype) for layer in layers],
-        [None if bias is None else bias.to(dtype) for bias in biases],
+        weights,
+        [
+            None if part[0] is None else _side_by_side([b.to(dtype) for b in part])
+            for part in biases
+        ],
     )
     return lambda x: product(x.to(dtype))
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _linear(layer: Any) -> Any:
