@@ -72,24 +72,25 @@ def attend(
         )
         return whole
 
-    def rectangle(x_1HNE: Tensor, begin: int, rows: int, length: int) -> Tensor:
-        """rows × heads × length × E"""
-        _, heads, _, depth = x_1HNE.shape
-        part_HME = x_1HNE[0, :, begin : begin + rows * length]
-        return part_HME.reshape(heads, rows, length, depth).transpose(0, 1)
-
-    size = shared.prompts, shared.length
-    q, k_PHSE, v_PHSE = (rectangle(x, 0, *size) for x in (query, key, value))
+    sizes = [shared.prompts * shared.length]
+    sizes += [len(block.prompts_B) * block.length for block in shared.blocks]
+    # taken apart in one go: on the way back the parts' gradients are put together in one, too
+    parts = zip(*(x.squeeze(0).split(sizes, 1) for x in (query, key, value)), strict=True)
+    q, k_PHSE, v_PHSE = (_rectangle(x, shared.length) for x in next(parts))
     y_PSHE, _ = sdpa_attention_forward(module, q, k_PHSE, v_PHSE, None, **options)
     found = [y_PSHE.flatten(0, 1)]
-    for block in shared.blocks:
-        place = block.begin, len(block.prompts_B), block.length
-        q = rectangle(query, *place)
-        k = torch.cat((k_PHSE[block.prompts_B], rectangle(key, *place)), 2)
-        v = torch.cat((v_PHSE[block.prompts_B], rectangle(value, *place)), 2)
+    for block, own in zip(shared.blocks, parts, strict=True):
+        q, own_k, own_v = (_rectangle(x, block.length) for x in own)
+        k = torch.cat((k_PHSE[block.prompts_B], own_k), 2)
+        v = torch.cat((v_PHSE[block.prompts_B], own_v), 2)
         y_BTHE = _attended(module, q, k, v, block.mask_B1TL, options)
         found.append(y_BTHE.flatten(0, 1))
     return torch.cat(found).unsqueeze(0), None
+
+
+def _rectangle(x_HME: Tensor, length: int) -> Tensor:
+    """rows × heads × length × E"""
+    return x_HME.unflatten(1, (-1, length)).transpose(0, 1)
 
 
 def _attended(
