@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from bridge_engine.data.template import end_tokens
 from bridge_engine.forward.adapters import AdaptedModel
+from bridge_engine.forward.light import lighten
 from bridge_engine.forward.logits import check
 from bridge_engine.forward.logprobs import completion_logprobs
-from bridge_engine.forward.norms import lighten
 from bridge_engine.forward.sequences import MicroBatch
 from bridge_engine.forward.sharing import sharing_of
 from bridge_engine.models.folders import materialize_model

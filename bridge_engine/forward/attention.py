@@ -75,7 +75,7 @@ def attend(
     sizes = [shared.prompts * shared.length]
     sizes += [len(block.prompts_B) * block.length for block in shared.blocks]
     # taken apart in one go: on the way back the parts' gradients are put together in one, too
-    parts = zip(*(x.squeeze(0).split(sizes, 1) for x in (query, key, value)), strict=True)
+    parts = zip(*(torch.split(x.squeeze(0), sizes, 1) for x in (query, key, value)), strict=True)
     q, k_PHSE, v_PHSE = (_rectangle(x, shared.length) for x in next(parts))
     y_PSHE, _ = sdpa_attention_forward(module, q, k_PHSE, v_PHSE, None, **options)
     found = [y_PSHE.flatten(0, 1)]
@@ -90,7 +90,8 @@ def attend(
 
 def _rectangle(x_HME: Tensor, length: int) -> Tensor:
     """rows × heads × length × E"""
-    return x_HME.unflatten(1, (-1, length)).transpose(0, 1)
+    heads, _, depth = x_HME.shape
+    return x_HME.view(heads, -1, length, depth).transpose(0, 1)
 
 
 def _attended(

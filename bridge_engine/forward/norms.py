@@ -3,8 +3,7 @@
 transformers writes it as seven small operations, and autograd goes back through each of them. On a
 CPU, where the tokens of a micro-batch do not fit into its caches, that is a fifth of what a layer
 does besides multiplying matrices. As one function it keeps one tensor for the backward pass; a GPU
-has torch's own kernel. `lighten` puts it into a model's norms, each of which must then say what it
-said before.
+has torch's own kernel. `bridge_engine.forward.light` puts it into a model's norms.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -71,34 +70,3 @@ class _RmsNorm(torch.autograd.Function):
             along = (h * u).sum(-1, keepdim=True).div_(-u.shape[-1])
             x_ = h.addcmul_(u, along).mul_(shrink).to(unit.dtype)
         return x_, weight_, None
-
-
-def lighten(model: nn.Module) -> None:
-    """Lets the model's RMSNorms compute as `rms_norm` does: those that are what they are called."""
-    for norm in [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]:
-        if _is_one(norm):
-            kind: Any = type(norm)
-            norm.__class__ = _light(kind)
-
-
-@cache
-def _light(kind: type[Any]) -> type[Any]:
-    """The same class of norm with another forward pass, so that copies and wrappers find it."""
-
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
-
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-
-
-@torch.no_grad()
-def _is_one(norm: Any) -> bool:
-    """Has it but one weight, and does it say the same? (Gemma's adds 1 to its weight.)"""
-    weight, epsilon = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
-    if weight is None or epsilon is None or weight.dim() != 1 or len(list(norm.parameters())) != 1:
-        return False
-    x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype)
-    x = x.view(2, -1)
-    limit = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2
-    found, expected = rms_norm(x, weight, epsilon).float(), norm(x).float()
-    return bool((found - expected).norm() <= limit * expected.norm())

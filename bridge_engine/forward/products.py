@@ -125,7 +125,7 @@ def pack(
 @cache
 def _is_intels() -> bool:
     """Is Intel's BLAS on a processor of Intel's?"""
-    return torch.backends.mkl.is_available() and vendor() == "GenuineIntel"
+    return bool(torch._C.has_mkl) and vendor() == "GenuineIntel"
 
 
 @cache

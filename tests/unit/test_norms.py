@@ -9,7 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from bridge_engine.forward.norms import lighten, rms_norm
+from bridge_engine.forward.light import lighten
+from bridge_engine.forward.norms import rms_norm
 from tests.support.tiny import random_model, random_policy
 
 
