@@ -108,9 +108,10 @@ def pack(
         transposed = weight.t().contiguous()
 
         def by_blas(x: Tensor) -> Sequence[Tensor]:
-            rows = x.flatten(0, -2)
+            rows = x if x.dim() == 2 else x.flatten(0, -2)
             y = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
-            return torch.split_with_sizes(y.view(*x.shape[:-1], -1), widths, -1)
+            y = y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+            return [y] if len(widths) == 1 else torch.split_with_sizes(y, widths, -1)
 
         return by_blas
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)

@@ -200,7 +200,7 @@ def share(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.devi
         positions.append((behind_B1 + torch.arange(longest)).flatten())
         mask_B1TL = seen_behind(behind_B1, length, longest).to(device)
         prompts_B = torch.tensor([prompt_of[i] for i in chosen], device=device)
-        blocks.append(Block(begin, longest, prompts_B, mask_B1TL))
+        blocks.append(Block(begin, longest, mask_B1TL, rows, prompts_B))
         for row, i in enumerate(chosen):
             starts[i] = begin + row * longest
         begin += rows * longest
@@ -212,7 +212,7 @@ def share(sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.devi
         starts,
         device,
         torch.cat(positions).unsqueeze(0),
-        SharedLayout(count, length, tuple(blocks)),
+        SharedLayout.of(count, length, blocks),
     )
 
 

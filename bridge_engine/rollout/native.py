@@ -189,24 +189,26 @@ def inverse(weights_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
     in float64, one row after another, takes longer than all the rest of the draw. In one, where a
     second would save nothing.
     """
+    uniforms_R1 = uniforms_R1.double()
     if weights_RV.shape[-1] <= 2 * BLOCK:
-        return _search(weights_RV, uniforms_R1.double())[0]
+        return _passed(weights_RV.double().cumsum(-1), uniforms_R1)[0]
     missing = -weights_RV.shape[-1] % BLOCK
     padded_RV = F.pad(weights_RV, (0, missing)) if missing else weights_RV  # it would copy all
     blocks_RNK = padded_RV.view(len(padded_RV), -1, BLOCK)
-    block_R1, uniforms_R1 = _search(blocks_RNK.sum(-1), uniforms_R1.double())
+    totals_RN = blocks_RNK.sum(-1)
+    cumulative_RN = totals_RN.double().cumsum(-1)
+    block_R1, thresholds_R1 = _passed(cumulative_RN, uniforms_R1)
+    total_R1 = totals_RN.gather(1, block_R1).double()
+    before_R1 = cumulative_RN.gather(1, block_R1) - total_R1
+    inside_R1 = ((thresholds_R1 - before_R1) / total_R1).clamp(0, BELOW_ONE)
     inside_RK = blocks_RNK.gather(1, block_R1.unsqueeze(-1).expand(-1, 1, BLOCK)).squeeze(1)
-    place_R1, _ = _search(inside_RK, uniforms_R1)
+    place_R1, _ = _passed(inside_RK.double().cumsum(-1), inside_R1)
     return (block_R1 * BLOCK + place_R1).clamp(max=weights_RV.shape[-1] - 1)
 
 
-def _search(weights_RN: Tensor, uniforms_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """(the place where the cumulated weight passes u · total, how far into it that is: 0 to 1)."""
-    cumulative_RN = weights_RN.double().cumsum(-1)
-    thresholds_R1 = uniforms_R1 * cumulative_RN[:, -1:]
+def _passed(cumulative_RN: Tensor, shares_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """(the place where the cumulated weight passes this share of the whole, the share itself)."""
+    thresholds_R1 = shares_R1 * cumulative_RN[:, -1:]
     # right=True: a threshold of exactly 0 must not pick a place of weight 0
     place_R1 = torch.searchsorted(cumulative_RN, thresholds_R1, right=True)
-    place_R1 = place_R1.clamp(max=weights_RN.shape[-1] - 1)
-    weight_R1 = weights_RN.gather(1, place_R1).double()
-    before_R1 = cumulative_RN.gather(1, place_R1) - weight_R1
-    return place_R1, ((thresholds_R1 - before_R1) / weight_R1).clamp(0, BELOW_ONE)
+    return place_R1.clamp(max=cumulative_RN.shape[-1] - 1), thresholds_R1

@@ -4,6 +4,7 @@ saves computing."""
 import copy
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,30 +69,33 @@ def test_weights_are_kept_where_they_are_few_and_exact(computes, monkeypatch):
     monkeypatch.setattr(attention._FewPairs, "apply", lambda *a: kept.append(1) or few(*a))
     with torch.no_grad(), policy.using("student"):
         policy.logprobs(batch)
-        assert len(kept) == (2 * len(batch.shared.blocks) if computes == "float32" else 0)
-        if computes != "float32":
-            return
-        kept.clear()
-        pairs = max(4 * len(b.prompts_B) * b.mask_B1TL[0].numel() for b in batch.shared.blocks)
+        assert len(kept) == (2 if computes == "float32" else 0), "once a layer"
+        pairs = sum(4 * b.tokens * b.mask_B1TL.shape[3] for b in batch.shared.blocks)
         monkeypatch.setattr(attention, "FEW_PAIRS", pairs - 1)
+        kept.clear()
         policy.logprobs(batch)
-        assert len(kept) < 2 * len(batch.shared.blocks)
+        assert not kept
 
 
 def test_attention_that_keeps_its_weights_has_the_gradient_of_finite_differences():
+    """Two prompts of at most two tokens, one with two completions of three and one with one."""
     rng = torch.Generator().manual_seed(0)
-    shapes = [(2, 4, 3, 2), (2, 2, 5, 2), (2, 2, 5, 2)]
+    shapes = [(1, heads, 13, 2) for heads in (4, 2, 2)]
     q, k, v = (
         torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes
     )
-    mask = attention.seen_behind(torch.tensor([[2], [1]]), 2, 3)
+    mask = attention.seen_behind(torch.tensor([[2], [1], [2]]), 2, 3)
+    behind = attention.Block(4, 3, mask, 3, torch.tensor([0, 1, 0]))
+    shared = attention.SharedLayout.of(2, 2, [behind])
 
     def attended(q, k, v):
-        return attention._FewPairs.apply(q, k, v, mask, 0.7)
+        return attention._FewPairs.apply(q, k, v, shared, 0.7)
 
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=0.7, enable_gqa=True
-    )
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=2)
+    parts = copy.deepcopy(shared)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(attention, "FEW_PAIRS", 0)
+        expected, _ = attention.attend(module, q, k, v, None, shared=parts, scaling=0.7)
     torch.testing.assert_close(attended(q, k, v), expected)
     assert torch.autograd.gradcheck(attended, (q, k, v))
 
@@ -118,7 +122,7 @@ def test_completions_of_any_length_are_one_sequence_at_a_time_with_little_paddin
     rng.shuffle(sequences)
     model = family("Qwen3", "sdpa")
     batch = share(sequences, pad_id=0, device=CPU)
-    assert len(batch.shared.blocks) > 1
+    assert len(batch.shared.completions) > 1
     real = sum(map(len, prompts)) + sum(len(s.completion) - 1 for s in sequences)
     assert real <= batch.tokens_RL.numel() < 1.2 * real
     assert_same(ours(model, batch, sequences), one_at_a_time(model, sequences), 1e-6)
