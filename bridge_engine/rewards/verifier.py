@@ -14,8 +14,8 @@ from typing import Literal
 
 from bridge_engine.rewards import compare, fast
 from bridge_engine.rewards.extract import clean, stated_answer
-from bridge_engine.rewards.findings import SENTENCES, Finding
-from bridge_engine.rewards.pool import MEMORY_BYTES, Judgement, Pool, Question
+from bridge_engine.rewards.findings import SENTENCES
+from bridge_engine.rewards.pool import MEMORY_BYTES, Pool, Question
 
 LONGEST_ANSWER = 10_000
 """Characters of a stated answer. Longer ones are unjudged at once: no gold answer is near it, and
@@ -102,19 +102,18 @@ class Verifier:
     def judge(self, pairs: Sequence[tuple[str, str] | Case]) -> list[Verdict]:
         """One verdict for each pair (gold answer, completion), in order."""
         cases = [pair if isinstance(pair, Case) else Case(*pair) for pair in pairs]
-        looked_at = [_without_mathematics(case) for case in cases]
+        asked = [_question(case) for case in cases]
         # Each question once: a group of samples often states the same answer many times.
-        hard = list(dict.fromkeys(q for q in looked_at if isinstance(q, Question)))
-        answers = dict(zip(hard, self._pool.judge(hard), strict=True))
-        return [q if isinstance(q, Verdict) else _verdict(answers[q]) for q in looked_at]
+        questions = dict.fromkeys(q for q in asked if isinstance(q, Question))
+        plain = {q: verdict for q in questions if (verdict := _at_a_glance(q)) is not None}
+        hard = [question for question in questions if question not in plain]
+        judged = zip(hard, self._pool.judge(hard), strict=True)
+        verdicts = plain | {q: Verdict(j.value, j.reason, fast=False) for q, j in judged}
+        return [q if isinstance(q, Verdict) else verdicts[q] for q in asked]
 
 
-def _verdict(judgement: Judgement | Finding, *, fast: bool = False) -> Verdict:
-    return Verdict(judgement.value, judgement.reason, fast)
-
-
-def _without_mathematics(case: Case) -> Verdict | Question:
-    """The verdict where it is plain, else the question to ask."""
+def _question(case: Case) -> Verdict | Question:
+    """What there is to judge, or the verdict where that is nothing."""
     want = clean(case.gold)
     tolerance = case.tolerance
     if case.gold_value is not None:
@@ -125,11 +124,15 @@ def _without_mathematics(case: Case) -> Verdict | Question:
     stated = stated_answer(case.text, case.prompt)
     if stated is None:
         return Verdict(False, "no_answer", fast=True)
+    return Question(want, stated, tolerance)
+
+
+def _at_a_glance(question: Question) -> Verdict | None:
+    """The verdict where it takes no mathematics."""
+    want, stated, tolerance = question.gold, question.stated, question.tolerance
     if max(len(want), len(stated)) > LONGEST_HERE:
         if want == stated:
             return Verdict(True, "equal", fast=True)
-        if len(stated) > LONGEST_ANSWER:
-            return Verdict(None, "too_long", fast=True)
-        return Question(want, stated, tolerance)
+        return Verdict(None, "too_long", fast=True) if len(stated) > LONGEST_ANSWER else None
     found = compare.judge(want, stated, partial(fast.leaf, tolerance=tolerance))
-    return Question(want, stated, tolerance) if found.deferred else _verdict(found, fast=True)
+    return None if found.deferred else Verdict(found.value, found.reason, fast=True)

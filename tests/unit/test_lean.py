@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as tf
 
+from bridge_engine.forward import products
 from bridge_engine.forward.adapters import AdaptedModel
 from bridge_engine.forward.products import linear
 from bridge_engine.rollout import lean
@@ -194,3 +195,28 @@ def test_under_autocast_a_layer_computes_in_its_dtype():
         y = linear(given["x"], given["weight"], given["bias"], (given["a"], given["b"]), 0.7)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), plainly(**given), atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("intels", [True, False], ids=["Intel's", "another's"])
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+@pytest.mark.parametrize("few", [True, False], ids=["small", "large"])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8)], ids=["rows", "sequences"])
+def test_products_of_packed_weights_are_the_plain_ones_on_every_processor(
+    intels, capability, few, shape, monkeypatch
+):
+    monkeypatch.setattr(products, "_is_intels", lambda: intels)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    if not few:
+        monkeypatch.setattr(products, "FEW_WEIGHTS", 0)
+        monkeypatch.setattr(products, "FEW_FOR_INTEL", 0)
+    rng = torch.Generator().manual_seed(0)
+    x, *weights = (torch.randn(s, generator=rng) for s in (shape, (6, 8), (3, 8)))
+    for biases in ([torch.ones(6), None], [None, None]):
+        found = products.pack(weights, biases)(x)
+        expected = [
+            torch.nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)
+        ]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    (one,) = products.pack(weights[:1], [None])(x)
+    torch.testing.assert_close(one, torch.nn.functional.linear(x, weights[0]))

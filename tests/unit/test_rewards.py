@@ -270,6 +270,27 @@ def test_verdicts_come_in_order_from_several_children() -> None:
     assert pool.pids == []
 
 
+def test_an_answer_that_many_samples_state_is_judged_once(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: list[tuple[str, str]] = []
+    judge = compare.judge
+    monkeypatch.setattr(compare, "judge", lambda *a: plain.append(a[:2]) or judge(*a))
+    asked: list[Question] = []
+    pool = verifier._pool.judge
+    monkeypatch.setattr(verifier._pool, "judge", lambda q: asked.extend(q) or pool(q))
+    pairs = [("2", r"\boxed{2}"), ("2", r"\boxed{3}"), (HARD, r"\boxed{x/2}")]
+    once = verifier.judge(pairs)
+    assert [v.value for v in once] == [True, False, True]
+    plain.clear()
+    asked.clear()
+    assert verifier.judge([pair for pair in pairs for _ in range(8)]) == [
+        verdict for verdict in once for _ in range(8)
+    ]
+    assert sorted(plain) == sorted([("2", "2"), ("2", "3"), (HARD, "x/2")])
+    assert asked == [Question(HARD, "x/2")]
+
+
 def test_closing_ends_the_children() -> None:
     with Verifier(TIMEOUT_S) as short:
         short.judge([(HARD, r"\boxed{x/2}")])
