@@ -11,6 +11,11 @@ it cost in each round. Where the machine is busy, waiting for a core is most of 
 depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use;
 and what the client uses, which asks vLLM directly by the same code.
 
+So many clients ask in step: where answers end together, so do the next questions begin, and what
+stands in between has to take them all at once. `--rates` asks so many times a second instead, at
+random moments that are the same for every way (a Poisson process), whatever becomes of the answers;
+times count from the moment that a request was due.
+
 `--apart` gives vLLM with all its processes one core, and the gateway and this process, which is the
 client, the others, for every way alike: so it is where the model does not compute on the gateway's
 cores, as on a GPU. What the gateway then costs is what it costs, not what it takes from the model.
@@ -36,7 +41,9 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -55,7 +62,26 @@ from service.store import Store
 Figures = tuple[float, float, float, float]
 """Tokens a second, median seconds of an answer, CPU seconds a request: the server's, the client's.
 """
-Found = dict[tuple[str, str, int], list[Figures]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests come: from clients who ask again once answered, or so many a second."""
+
+    clients: int = 0
+    rate: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}/s" if self.rate else f"{self.clients}"
+
+    def starts(self, requests: int, seed: int) -> list[float]:
+        """When each request is due, in seconds; with clients at once."""
+        random = Random(seed)
+        gaps = (random.expovariate(self.rate) if self.rate else 0.0 for _ in range(requests))
+        return list(accumulate(gaps))
+
+
+Found = dict[tuple[str, str, Load], list[Figures]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default="bridge-tiny")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rates", type=float, nargs="+", default=[], help="requests a second")
     parser.add_argument("--requests", type=int, default=64, help="a round")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -134,21 +161,27 @@ async def _measure(ways: dict[str, Way], options: Any, busy: list[float]) -> Fou
     found: Found = defaultdict(list)
     for round_number in range(options.rounds + 1):
         for kind in ("base", "adapter"):
-            for count in options.concurrency:
+            for load in _loads(options):
                 order = list(ways) if round_number % 2 else list(reversed(ways))
                 if not round_number:
                     order.sort(key=lambda way: way != "gateway")  # it loads the adapter
                 for way in order:
-                    figures = await _ask(ways[way], kind, count, options, round_number)
+                    figures = await _ask(ways[way], kind, load, options, round_number)
                     if round_number:  # the first round warms up, and loads what must be loaded
-                        found[way, kind, count].append(figures)
+                        found[way, kind, load].append(figures)
         busy.append(psutil.getloadavg()[0])
     return found
 
 
-async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> Figures:
-    requests = max(options.requests, 2 * count) if count > 1 else options.requests // 2
-    turns = asyncio.Semaphore(count)
+def _loads(options: Any) -> list[Load]:
+    return [Load(clients=n) for n in options.concurrency] + [Load(rate=r) for r in options.rates]
+
+
+async def _ask(way: Way, kind: str, load: Load, options: Any, seed: int) -> Figures:
+    requests = max(options.requests, 2 * load.clients)
+    if load.clients == 1:
+        requests = options.requests // 2
+    turns = asyncio.Semaphore(load.clients or requests)
     times: list[float] = []
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {way.key}"},
@@ -156,7 +189,7 @@ async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> Figu
         timeout=aiohttp.ClientTimeout(600),
     ) as http:
 
-        async def one(number: int) -> int:
+        async def one(number: int, due: float) -> int:
             body = {
                 "model": way.models[kind],
                 "prompt": PROMPTS[number % len(PROMPTS)],
@@ -165,16 +198,20 @@ async def _ask(way: Way, kind: str, count: int, options: Any, seed: int) -> Figu
                 "seed": 1000 * seed + number,
             }
             async with turns:
-                began = time.perf_counter()
+                asked = time.perf_counter()
+                if load.rate:
+                    await asyncio.sleep(began + due - asked)
+                    asked = began + due
                 async with http.post(f"{way.url}/v1/completions", json=body) as answer:
                     content = await answer.json()
-                times.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - asked)
             answer.raise_for_status()
             return int(content["usage"]["completion_tokens"])
 
         used, own = servers.cpu_seconds(way.url), time.process_time()
         began = time.perf_counter()
-        tokens = sum(await asyncio.gather(*(one(i) for i in range(requests))))
+        starts = load.starts(requests, seed)
+        tokens = sum(await asyncio.gather(*map(one, range(requests), starts)))
         rate = tokens / (time.perf_counter() - began)
         used, own = servers.cpu_seconds(way.url) - used, time.process_time() - own
         return rate, statistics.median(times), used / requests, own / requests
@@ -196,15 +233,15 @@ def _print(options: Any, found: Found, busy: float) -> None:
     ways = dict.fromkeys(way for way, _, _ in found)
     for front in [way for way in ("gateway", "beside", "relay") if way in ways]:
         print(
-            f"| model | clients | vLLM (tokens/s, p50 ms) | {front} | throughput kept | p50 added "
-            "(ms) | its CPU (ms a request) | the client's: direct, through it | local | "
+            f"| model | clients or rate | vLLM (tokens/s, p50 ms) | {front} | throughput kept | "
+            "p50 added (ms) | its CPU (ms a request) | the client's: direct, through it | local | "
             "local / vLLM |\n"
             "|---|---|---|---|---|---|---|---|---|---|"
         )
         for kind in ("base", "adapter"):
-            for count in options.concurrency:
-                rows = {way: found[way, kind, count] for way in ways}
-                print(f"| {kind} | {count} | {' | '.join(_cells(rows, front))} |")
+            for load in _loads(options):
+                rows = {way: found[way, kind, load] for way in ways}
+                print(f"| {kind} | {load} | {' | '.join(_cells(rows, front))} |")
         print()
 
 
