@@ -31,13 +31,19 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return y
 
 
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least. (To ask torch for what is there already takes longer than to look.)"""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(x / its root mean square, what it was multiplied with for that: … × 1)."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-    little = _scalar(epsilon, exact.dtype)
+    precise = exact(x)
+    length = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
+    little = _scalar(epsilon, precise.dtype)
     shrink = torch.addcmul(little, length, length, value=1 / x.shape[-1]).rsqrt_()
-    return (exact * shrink).to(x.dtype), shrink
+    unit = precise * shrink
+    return unit if precise is x else unit.to(x.dtype), shrink
 
 
 @cache
@@ -57,16 +63,16 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """With u = x / its root mean square r, and h = gradient · weight:
-        ∂x = (h − u · mean(h · u)) / r, ∂weight = Σ gradient · u."""
+        """With u = x / its root mean square r, and p = gradient · u:
+        ∂x = (gradient · weight − u · mean(p · weight)) / r, ∂weight = Σ p."""
         unit, shrink, weight = ctx.saved_tensors
         for_x, for_weight, _ = ctx.needs_input_grad
         g, u = gradient.to(shrink.dtype), unit.to(shrink.dtype)
         x_ = weight_ = None
+        p = (g * u).flatten(0, -2)
         if for_weight:
-            weight_ = (g * u).flatten(0, -2).sum(0).to(weight.dtype)
+            weight_ = p.sum(0).to(weight.dtype)
         if for_x:
-            h = g * weight
-            along = (h * u).sum(-1, keepdim=True).div_(-u.shape[-1])
-            x_ = h.addcmul_(u, along).mul_(shrink).to(unit.dtype)
+            along = torch.mv(p, weight.to(p.dtype)).div_(-p.shape[-1]).view_as(shrink)
+            x_ = (g * weight).addcmul_(u, along).mul_(shrink).to(unit.dtype)
         return x_, weight_, None

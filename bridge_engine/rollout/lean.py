@@ -22,16 +22,13 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from bridge_engine.forward.adapters import LoraLinear
-from bridge_engine.forward.norms import rms_norm
+from bridge_engine.forward.norms import exact, rms_norm
 from bridge_engine.forward.products import pack
 from bridge_engine.rollout.decoding import Decoder, ModuleDecoder, Prompts, additive, with_room
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROPES = ("default", "linear", "llama3", "yarn")
 """Ways of scaling positions that do not depend on how long the text is."""
-
-Turns = tuple[Tensor, ...]
-"""Cosine and sine of each token's position."""
 
 _agreeing: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -67,7 +64,7 @@ class LeanDecoder:
         self.embedding = inner.embed_tokens.weight
         self.rotary = inner.rotary_emb
         self.blocks = [_Block(layer, model.config, self.dtype) for layer in inner.layers]
-        self.norm = inner.norm
+        self.norm = _norm(inner.norm)
         self.head = _product([model.lm_head], dtype=self.dtype)
 
     @torch.inference_mode()
@@ -77,16 +74,17 @@ class LeanDecoder:
         self.length = mask_PL.shape[1]
         hidden_PLD = self.embedding[prompts.tokens_PL]
         places_L = torch.arange(self.length + room, device=hidden_PLD.device)
-        cos_1LE, sin_1LE = self.rotary(hidden_PLD, places_L.unsqueeze(0))
-        half = cos_1LE.shape[-1] // 2
-        sin_1LE = torch.cat((-sin_1LE[..., :half], sin_1LE[..., half:]), -1)
-        self.turns_LHE = torch.stack((cos_1LE[0], sin_1LE[0]), 1)
+        # both halves of a head are turned alike
+        cos_LF, sin_LF = (
+            x[0, :, : x.shape[-1] // 2] for x in self.rotary(hidden_PLD, places_L.unsqueeze(0))
+        )
+        self.turns_LF = torch.complex(exact(cos_LF), exact(sin_LF))
         # padding attends to itself: nothing is a mean over nothing
         own_LL = torch.eye(self.length, dtype=torch.bool, device=hidden_PLD.device)
         seen_P1LL = (mask_PL.unsqueeze(1) | own_LL).tril().unsqueeze(1)
-        turns = self.turns_LHE[positions_PL].unsqueeze(3).unbind(2)
+        turns_PL1F = self.turns_LF[positions_PL].unsqueeze(2)
         for block in self.blocks:
-            hidden_PLD = block.read(hidden_PLD, turns, seen_P1LL)
+            hidden_PLD = block.read(hidden_PLD, turns_PL1F, seen_P1LL)
             block.take(rows_R, room)
         self.positions_R = positions_PL[rows_R, -1]
         self.mask_RL = F.pad(mask_PL[rows_R], (0, room), value=True)
@@ -107,9 +105,9 @@ class LeanDecoder:
         self.length += 1
         self.positions_R = self.positions_R + 1
         hidden_RD = self.embedding[tokens_R]
-        turns = self.turns_LHE[self.positions_R].unsqueeze(2).unbind(1)
+        turns_R1F = self.turns_LF[self.positions_R].unsqueeze(1)
         for block in self.blocks:
-            hidden_RD = block.step(hidden_RD, turns, self.bias_NGL[..., : self.length])
+            hidden_RD = block.step(hidden_RD, turns_R1F, self.bias_NGL[..., : self.length])
         return self._logits(hidden_RD)
 
     def _look(self) -> None:
@@ -120,7 +118,7 @@ class LeanDecoder:
         self.bias_NGL = bias_R11L.expand(-1, block.key_heads, groups, -1).flatten(0, 1)
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
-        (logits_RV,) = self.head(_normed(hidden_RD, self.norm))
+        (logits_RV,) = self.head(self.norm(hidden_RD))
         return logits_RV
 
 
@@ -133,22 +131,23 @@ class _Block:
         self.heads: int = config.num_attention_heads
         self.key_heads: int = config.num_key_value_heads
         self.scale: float = attention.scaling
-        self.norm_in = layer.input_layernorm
-        self.norm_between = layer.post_attention_layernorm
+        self.norm_in = _norm(layer.input_layernorm)
+        self.norm_between = _norm(layer.post_attention_layernorm)
         self.norm_qk = _norm_of_heads(attention, self.heads, self.key_heads)
         self.dtype = dtype
-        self.by_hand = dtype == torch.float32 and self.norm_in.weight.device.type == "cpu"
+        self.by_hand = dtype == torch.float32 and layer.input_layernorm.weight.device.type == "cpu"
         """Is the attention of one further token written out? For so few queries it is faster on a
         CPU; in less than float32 its scores would lose digits that torch's own keeps."""
-        # queries and keys are turned together
-        self.qk_v = _product([attention.q_proj, attention.k_proj], [attention.v_proj], dtype=dtype)
+        # queries and keys are turned together, and what is turned together stands side by side
+        qk = [attention.q_proj, attention.k_proj]
+        self.qk_v = _product(qk, [attention.v_proj], dtype=dtype, heads_of=self.depth)
         self.out = _product([attention.o_proj], dtype=dtype)
         self.gate_up = _product([mlp.gate_proj], [mlp.up_proj], dtype=dtype)
         self.down = _product([mlp.down_proj], dtype=dtype)
 
-    def read(self, x_PLD: Tensor, turns: Turns, mask_P1LL: Tensor) -> Tensor:
+    def read(self, x_PLD: Tensor, turns_PL1F: Tensor, mask_P1LL: Tensor) -> Tensor:
         """Prompts, from their beginning."""
-        q, k, v = (part.transpose(1, 2) for part in self._heads(x_PLD, turns))
+        q, k, v = (part.transpose(1, 2) for part in self._heads(x_PLD, turns_PL1F))
         self.length = x_PLD.shape[1]
         # written out, the scores are a third faster where the keys of all tokens stand side by side
         self.cache = [k.transpose(2, 3) if self.by_hand else k, v]
@@ -165,9 +164,9 @@ class _Block:
             for kept, along in zip(self.cache, lengthwise, strict=True)
         ]
 
-    def step(self, x_RD: Tensor, turns: Turns, bias_NGL: Tensor) -> Tensor:
+    def step(self, x_RD: Tensor, turns_R1F: Tensor, bias_NGL: Tensor) -> Tensor:
         """One further token a row."""
-        q_RHE, k_RKE, v_RKE = self._heads(x_RD, turns)
+        q_RHE, k_RKE, v_RKE = self._heads(x_RD, turns_R1F)
         keys, values = self.cache
         keys.select(3 if self.by_hand else 2, self.length).copy_(k_RKE)
         values.select(2, self.length).copy_(v_RKE)
@@ -186,62 +185,74 @@ class _Block:
             )
         return self._rest(x_RD, attended_NGE.view(len(x_RD), -1))
 
-    def _heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of each token: … × heads × depth."""
-        qk, v = (
-            part.view(*part.shape[:-1], -1, self.depth)
-            for part in self.qk_v(_normed(x, self.norm_in))
-        )
+        qk, v = (part.view(*part.shape[:-1], -1, self.depth) for part in self.qk_v(self.norm_in(x)))
         if self.norm_qk is not None:
-            qk = rms_norm(qk.to(self.norm_qk[0].dtype), *self.norm_qk)
-        q, k = _turned(qk, *turns).to(self.dtype).split_with_sizes((self.heads, self.key_heads), -2)
+            qk = self.norm_qk(qk)
+        q, k = _in(self.dtype, _turned(qk, turns)).split_with_sizes(
+            (self.heads, self.key_heads), -2
+        )
         return q, k, v
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         (written,) = self.out(attended)
         x = x + written
-        gate, up = self.gate_up(_normed(x, self.norm_between))
+        gate, up = self.gate_up(self.norm_between(x))
         (written,) = self.down(F.silu(gate).mul_(up))
         return x + written
 
 
-def _normed(x: Tensor, norm: Any) -> Tensor:
-    return rms_norm(x.to(norm.weight.dtype), norm.weight, norm.variance_epsilon)
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """(To ask torch for what is there already takes longer than to look.)"""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads turned to their tokens' positions; the sign of the second half is in `sin`."""
-    x = x.to(cos.dtype)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Heads turned to their tokens' positions: pairs of numbers as complex ones."""
+    pairs = exact(x).view(*x.shape[:-1], -1, 2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
 
 
-def _norm_of_heads(attention: Any, heads: int, key_heads: int) -> tuple[Tensor, float] | None:
-    """(weight of each query head and key head: heads × depth, epsilon), where they have norms, as
-    Qwen3's do."""
+def _paired(x: Tensor, depth: int) -> Tensor:
+    """Heads × depth, …: each head's numbers in another order, so that those which are turned
+    together stand side by side; the models have them in the two halves of a head."""
+    return x.view(-1, 2, depth // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    weight, epsilon = norm.weight.detach(), norm.variance_epsilon
+    return lambda x: rms_norm(_in(weight.dtype, x), weight, epsilon)
+
+
+def _norm_of_heads(attention: Any, heads: int, key_heads: int) -> Callable[[Tensor], Tensor] | None:
+    """Of each query head and key head, where they have norms, as Qwen3's do."""
     if not hasattr(attention, "q_norm"):
         return None
-    q, k = attention.q_norm, attention.k_norm
-    weights = q.weight.detach().expand(heads, -1), k.weight.detach().expand(key_heads, -1)
-    return torch.cat(weights), q.variance_epsilon
+    norms = attention.q_norm, attention.k_norm
+    q, k = (_paired(norm.weight.detach(), attention.head_dim) for norm in norms)
+    weight = torch.cat((q.expand(heads, -1), k.expand(key_heads, -1)))
+    return lambda x: rms_norm(_in(weight.dtype, x), weight, norms[0].variance_epsilon)
 
 
-def _product(*parts: Sequence[Any], dtype: torch.dtype) -> Callable[[Tensor], Sequence[Tensor]]:
+def _product(
+    *parts: Sequence[Any], dtype: torch.dtype, heads_of: int = 0
+) -> Callable[[Tensor], Sequence[Tensor]]:
     """One input through these linear layers, with the adapters that are in use; the results of the
-    layers of a part stand side by side."""
-    weights = [_side_by_side([_weight(layer).to(dtype) for layer in part]) for part in parts]
-    biases = [[_linear(layer).bias for layer in part] for part in parts]
-    product = pack(
-        weights,
-        [
-            None if part[0] is None else _side_by_side([b.to(dtype) for b in part])
-            for part in biases
-        ],
-    )
-    return lambda x: product(x.to(dtype))
+    layers of a part stand side by side, and those of the first as heads of so many `_paired`."""
+    weights, biases = [], []
+    for part in parts:
+        depth = heads_of if part is parts[0] else 0
+        weights.append(_side_by_side([_weight(layer) for layer in part], dtype, depth))
+        of_part = [layer.bias.detach() for layer in map(_linear, part) if layer.bias is not None]
+        biases.append(_side_by_side(of_part, dtype, depth) if of_part else None)
+    product = pack(weights, biases)
+    return lambda x: product(_in(dtype, x))
 
 
-def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _side_by_side(tensors: Sequence[Tensor], dtype: torch.dtype, depth: int) -> Tensor:
+    one = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    return (_paired(one, depth) if depth else one).to(dtype)
 
 
 def _linear(layer: Any) -> Any:
