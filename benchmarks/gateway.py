@@ -5,11 +5,14 @@ run.
 
 Each is asked over HTTP by so many clients at once for `--tokens` tokens at temperature 1, of the
 base model and of one adapter; every server computes on one thread. The ways take turns within a
-round, so that other work on the machine hits them alike. Figures are medians over rounds: generated
-tokens a second and the median time to a whole answer; what the gateway costs is the median of what
-it cost in each round. Where the machine is busy, waiting for a core is most of that; CPU time
-depends on it less: what the gateway uses for a request, and its share of all that it and vLLM use;
-and what the client uses, which asks vLLM directly by the same code.
+round, so that other work on the machine hits them alike, and draw the same tokens. Figures are
+medians over rounds: generated tokens a second, and the median time to a whole answer. What the
+gateway costs is the median of what it cost in each round: of throughput; by how much the same
+request took longer (the median over requests); and how much later the median answer came, which
+says little where answers are either short or long and the median may be either. Where the machine
+is busy, waiting for a core is most of that; CPU time depends on it less: what the gateway uses for
+a request, and its share of all that it and vLLM use; and what the client uses, which asks vLLM
+directly by the same code.
 
 So many clients ask in step: where answers end together, so do the next questions begin, and what
 stands in between has to take them all at once. `--rates` asks so many times a second instead, at
@@ -59,9 +62,29 @@ from service.generate.backend import loaded_name
 from service.settings import Settings
 from service.store import Store
 
-Figures = tuple[float, float, float, float]
-"""Tokens a second, median seconds of an answer, CPU seconds a request: the server's, the client's.
-"""
+
+@dataclass(frozen=True)
+class Figures:
+    """What one round found of one way."""
+
+    rate: float
+    """Tokens a second."""
+    times: list[float]
+    """Seconds of each request's answer, in the order of the requests."""
+    used: float
+    """CPU seconds of the server for a request."""
+    own: float
+    """CPU seconds of the client for a request."""
+
+    @property
+    def middle(self) -> float:
+        """The median time."""
+        return statistics.median(self.times)
+
+    def added_to(self, other: Figures) -> float:
+        """By how much the same request took longer: the median."""
+        pairs = zip(self.times, other.times, strict=True)
+        return statistics.median(mine - theirs for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)
@@ -182,7 +205,7 @@ async def _ask(way: Way, kind: str, load: Load, options: Any, seed: int) -> Figu
     if load.clients == 1:
         requests = options.requests // 2
     turns = asyncio.Semaphore(load.clients or requests)
-    times: list[float] = []
+    times = [0.0] * requests
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {way.key}"},
         connector=aiohttp.TCPConnector(limit=0),
@@ -204,7 +227,7 @@ async def _ask(way: Way, kind: str, load: Load, options: Any, seed: int) -> Figu
                     asked = began + due
                 async with http.post(f"{way.url}/v1/completions", json=body) as answer:
                     content = await answer.json()
-                times.append(time.perf_counter() - asked)
+                times[number] = time.perf_counter() - asked
             answer.raise_for_status()
             return int(content["usage"]["completion_tokens"])
 
@@ -214,7 +237,7 @@ async def _ask(way: Way, kind: str, load: Load, options: Any, seed: int) -> Figu
         tokens = sum(await asyncio.gather(*map(one, range(requests), starts)))
         rate = tokens / (time.perf_counter() - began)
         used, own = servers.cpu_seconds(way.url) - used, time.process_time() - own
-        return rate, statistics.median(times), used / requests, own / requests
+        return Figures(rate, times, used / requests, own / requests)
 
 
 def _load(way: Way, name: str, folder: Path, base: str) -> None:
@@ -234,9 +257,8 @@ def _print(options: Any, found: Found, busy: float) -> None:
     for front in [way for way in ("gateway", "beside", "relay") if way in ways]:
         print(
             f"| model | clients or rate | vLLM (tokens/s, p50 ms) | {front} | throughput kept | "
-            "p50 added (ms) | its CPU (ms a request) | the client's: direct, through it | local | "
-            "local / vLLM |\n"
-            "|---|---|---|---|---|---|---|---|---|---|"
+            "added (ms): of a request, to p50 | its CPU (ms a request) | the client's: direct, "
+            "through it | local | local / vLLM |\n|---|---|---|---|---|---|---|---|---|---|"
         )
         for kind in ("base", "adapter"):
             for load in _loads(options):
@@ -248,22 +270,24 @@ def _print(options: Any, found: Found, busy: float) -> None:
 def _cells(rows: dict[str, list[Figures]], front: str) -> list[str]:
     """A line of the table for one gateway, behind the model and the number of clients."""
 
-    def middle(way: str, figure: int) -> float:
-        return statistics.median(row[figure] for row in rows[way])
+    def middle(way: str, figure: str) -> float:
+        return statistics.median(getattr(row, figure) for row in rows[way])
 
     def both(way: str) -> str:
-        return f"{middle(way, 0):.0f}, {middle(way, 1) * 1e3:.0f}"
+        return f"{middle(way, 'rate'):.0f}, {middle(way, 'middle') * 1e3:.0f}"
 
     pairs = list(zip(rows[front], rows["vLLM"], strict=True))
-    kept = statistics.median(ours[0] / theirs[0] for ours, theirs in pairs)
-    added = statistics.median((ours[1] - theirs[1]) * 1e3 for ours, theirs in pairs)
-    share = middle(front, 2) / (middle(front, 2) + middle("vLLM", 2))
+    kept = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+    added = statistics.median(ours.added_to(theirs) * 1e3 for ours, theirs in pairs)
+    apart = statistics.median((ours.middle - theirs.middle) * 1e3 for ours, theirs in pairs)
+    share = middle(front, "used") / (middle(front, "used") + middle("vLLM", "used"))
     local = ["", ""]
     if "local" in rows:
-        local = [both("local"), f"{middle('local', 0) / middle('vLLM', 0):.1f}×"]
-    cpu = f"{middle(front, 2) * 1e3:.1f} ({share:.0%})"
-    client = f"{middle('vLLM', 3) * 1e3:.1f}, {middle(front, 3) * 1e3:.1f}"
-    return [both("vLLM"), both(front), f"{kept:.0%}", f"{added:+.1f}", cpu, client, *local]
+        local = [both("local"), f"{middle('local', 'rate') / middle('vLLM', 'rate'):.1f}×"]
+    cpu = f"{middle(front, 'used') * 1e3:.1f} ({share:.0%})"
+    client = f"{middle('vLLM', 'own') * 1e3:.1f}, {middle(front, 'own') * 1e3:.1f}"
+    longer = f"{added:+.1f}, {apart:+.1f}"
+    return [both("vLLM"), both(front), f"{kept:.0%}", longer, cpu, client, *local]
 
 
 if __name__ == "__main__":
