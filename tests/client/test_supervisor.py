@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from bridge_client import _core, ports, supervisor
+from bridge_client import _core, supervisor
 from bridge_client.home import Home, Process, State
+from tests.support.ports import port_of_a_house
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.integration
 
 @contextmanager
 def house(path: Path, *crashers: str) -> Iterator[tuple[subprocess.Popen[str], Home]]:
-    port = ports.free_port(20000 + os.getpid() % 20000)
+    port = port_of_a_house()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.client.tiny_house", str(path), str(port), *crashers],
         stdout=subprocess.PIPE,
@@ -210,7 +211,7 @@ def test_a_second_detached_start_returns_when_the_first_one_is_ready(tmp_path: P
         second.join(0.5)
         assert second.is_alive()
         home.write(State("http://x", "http://y", me, {}, True))
-        second.join(60)
+        second.join(120)
     assert [state.url for state in found] == ["http://x"]
 
 
@@ -237,7 +238,7 @@ def test_down_stops_what_runs_and_says_when_nothing_does(tmp_path: Path) -> None
         stopped = supervisor.stop(home)
         assert stopped is not None
         assert (stopped.url, stopped.leftovers) == (state.url, ())
-        assert process.wait(5) == 0
+        assert process.wait(120) == 0
     assert supervisor.stop(home) is None
 
 

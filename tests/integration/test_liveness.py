@@ -41,7 +41,7 @@ from tests.integration.test_worker import (
     start,
     store,
 )
-from tests.support.jobs import spec, submit, wait_until
+from tests.support.jobs import held, let_go, spec, submit, wait_until
 from tests.support.waiting import gone, until
 from worker.execute import execute_job
 from worker.family import WORD, family
@@ -149,15 +149,16 @@ def test_the_job_of_a_worker_that_stands_still_is_finished_by_another(
     store: Store, start: Start, home: Path
 ) -> None:
     """The first worker never wakes up; its engine knows by itself when it must go."""
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, **held(40, home))
     first = start(**SHORT)
     wait_until(store, job_id, at_step(6))
-    engine = pid_of(home, job_id)
     freeze(first, home)
-    start(**SHORT)
+    engine, attempt = pid_of(home, job_id), store.get_job(job_id).attempt
+    start()
     assert gone(engine)
+    let_go(home)
     job = wait_until(store, job_id, ended)
-    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert (job.status, job.attempt) == ("succeeded", attempt + 1)
     assert_complete(store, job_id, 60)
 
 
@@ -168,13 +169,14 @@ def test_an_orphan_that_stands_still_is_ended_and_named(
     store: Store, start: Start, home: Path
 ) -> None:
     """It cannot hear that its worker is dead, and holds the run directory."""
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05, child=True)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, child=True, **held(40, home))
     first = start()
     wait_until(store, job_id, at_step(6))
     orphan, child = pid_of(home, job_id), pid_of(home, job_id, "child")
     os.killpg(orphan, signal.SIGSTOP)
     first.kill()
     first.wait()
+    let_go(home)
     start()
     job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt) == ("succeeded", 2)
