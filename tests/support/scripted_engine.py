@@ -9,7 +9,7 @@ the job's name; all times in seconds:
     kill_always    dies by SIGKILL after this step, every time
     exit_at        leaves with status 3 and no word after this step, every time
     fail_at        reports figures that are not numbers, then an error, after this step
-    hang_at        stops doing anything after this step
+    hang_at        stops doing anything after this step, and makes the file RUN/hung
     hold           [STEP, FILE]: goes no further than this step until there is the file (or until it
                    is told to stop): whoever wants to meet a run in its middle need not hurry
     eat_at         takes memory after this step until there is none, every time
@@ -164,6 +164,8 @@ class ScriptedEngine:
         eaten = []
         while script.get("eat_at") == step:
             eaten.append(b"x" * (1 << 22))
+        if script.get("hang_at") == step:
+            (self.run / "hung").touch()
         while script.get("hang_at") == step:
             time.sleep(0.1)
         return None
