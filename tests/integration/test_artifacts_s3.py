@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -363,7 +364,7 @@ def test_a_job_that_lost_its_lease_publishes_no_row(
 
 
 def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
-    store: Store, at: Callable[..., Settings]
+    store: Store, at: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real engine, on machines that share no disk."""
     spec = TrainSpec.model_validate(
@@ -377,19 +378,22 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
             "checkpoint": {"every": 2},
         }
     )
-    real = {"engine_command": [sys.executable, "-m", "bridge_engine"], "grace_seconds": 30}
+    real = {"engine_command": [sys.executable, "-m", "bridge_engine"]}
+    waits = {"engine_command": [sys.executable, "-m", "tests.support.held_engine"]}
+    monkeypatch.setenv("HOLD", f"5:{tmp_path / 'never'}")  # or it had ended before it is killed
     jobs = [store.create_job(spec, total_steps=8)[0].id for _ in range(2)]
     assert execute(jobs[0], store, at("c", **real)) == "succeeded"
 
     answer: list[str | None] = []
     thread = threading.Thread(
-        target=lambda: answer.append(execute(jobs[1], store, at("a", **real)))
+        target=lambda: answer.append(execute(jobs[1], store, at("a", **waits)))
     )
     thread.start()
     wait_until(store, jobs[1], lambda job: (job.checkpoint_step or 0) >= 2, seconds=120)
     for engine in psutil.Process().children():
-        if str(at("a").run_dir(jobs[1])) in engine.cmdline():
-            engine.kill()
+        with contextlib.suppress(psutil.Error):  # another child that has just ended
+            if str(at("a").run_dir(jobs[1])) in engine.cmdline():
+                engine.kill()
     thread.join()
     assert answer == ["queued"]
     assert execute(jobs[1], store, at("b", **real)) == "succeeded"
