@@ -45,6 +45,8 @@ def settings(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Where this process stands still for a moment, a server that answers is not one out of reach.
+    monkeypatch.setattr("service.generate.connections.CONNECT_SECONDS", 60.0)
     shutil.copy(migrated, tmp_path)
     # Nothing listens on port 1: tests that need inference start one of their own.
     return Settings(home=tmp_path, database_url="", inference_url="http://127.0.0.1:1")

@@ -170,7 +170,7 @@ def test_a_slow_reader_loses_nothing_and_keeps_nobody_waiting(
         whole = b"".join([await anext(fast), await anext(fast)])
         for step in range(1, 60):
             worker.emit(job, attempt, metric(step))
-            whole += await asyncio.wait_for(anext(fast), 10)
+            whole += await asyncio.wait_for(anext(fast), 120)
         store.finish(job, attempt, "succeeded", result={})
         for stream in (fast, slow):
             rest = b"".join([chunk async for chunk in stream])

@@ -111,4 +111,4 @@ def reconcile(service: Service) -> None:
     app = service.app
     asyncio.run_coroutine_threadsafe(
         app.state.controller.reconcile(), app.state.controller._loop
-    ).result(60)
+    ).result(120)
