@@ -312,7 +312,6 @@ def test_a_setting_the_service_cannot_use_ends_up_at_once_with_its_sentence(
 ) -> None:
     """Instead of four restarts and a log to read."""
     for arguments in (["up"], ["up", "--detach"]):
-        begun = time.monotonic()
         done = bridge(
             *arguments,
             *("--home", str(tmp_path), "--port", str(port_of_a_house())),
@@ -322,7 +321,6 @@ def test_a_setting_the_service_cannot_use_ends_up_at_once_with_its_sentence(
         assert "BRIDGE_LEASE_SECONDS" in done.stderr
         assert "Traceback" not in done.stderr
         assert "starting it again" not in done.stdout + done.stderr
-        assert time.monotonic() - begun < 30
     assert Home(tmp_path).state() is None
 
 
