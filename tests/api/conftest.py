@@ -21,6 +21,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from service.store.migrate import upgrade
+from tests.support.served import KEEPING
 from tests.support.waiting import until
 
 BRIDGE = {
@@ -29,6 +30,14 @@ BRIDGE = {
     "data": {"prompts": "arithmetic", "demos": "arithmetic", "eval": "arithmetic"},
     "steps": 10,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient() -> Iterator[None]:
+    """Who waits for the database's lock waits for whoever has it, however slow the disk is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.store.database.BUSY_SECONDS", 120)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +82,7 @@ def http(client: TestClient) -> Iterator[httpx.Client]:
     """The application on a real socket: only there does a stream stream."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(client.app, log_level="warning", lifespan="off")
+        config = uvicorn.Config(client.app, log_level="warning", lifespan="off", **KEEPING)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -26,6 +26,7 @@ from service.jobs.feed import Feeds
 from service.settings import Settings
 from service.store import Store, breakdown
 from tests.api.conftest import BRIDGE, Worker
+from tests.support.served import KEEPING
 from tests.support.waiting import until
 
 
@@ -40,7 +41,7 @@ def serving(settings: Settings, port: int = 0) -> Iterator[int]:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **KEEPING))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

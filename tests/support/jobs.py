@@ -125,15 +125,20 @@ def run_to(store: Store, status: str) -> str:
 
 
 def in_parallel(work: Callable[[], object], times: int) -> None:
-    """Does the work in several threads that start at the same moment."""
-    gate = threading.Barrier(times)
+    """Does the work in several threads that start at the same moment; fails as any of them does."""
+    gate, failures = threading.Barrier(times), list[BaseException]()
 
     def start() -> None:
         gate.wait()
-        work()
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(times)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]

@@ -13,6 +13,10 @@ from fastapi import FastAPI
 from bridge_http.heads import HTTP
 from tests.support.waiting import until
 
+KEEPING: dict[str, Any] = {"timeout_keep_alive": 3600}
+"""Closed after a pause of 5 s, as it is by default, a connection may go just when it is used again;
+and who is asked whether connections are shared must not be asked how fast the machine is."""
+
 
 class Served:
     """An application on a real socket, its lifespan included."""
@@ -23,7 +27,9 @@ class Served:
         self._listener = socket.socket(proto=socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, http=HTTP, log_level="warning"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(self.app, http=HTTP, log_level="warning", **KEEPING)
+        )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}
         )
