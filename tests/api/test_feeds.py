@@ -26,6 +26,7 @@ from service.jobs.feed import Feeds
 from service.settings import Settings
 from service.store import Store, breakdown
 from tests.api.conftest import BRIDGE, Worker
+from tests.support.ports import free_port
 from tests.support.served import KEEPING
 from tests.support.waiting import until
 
@@ -35,7 +36,7 @@ def metric(step: int) -> ev.Metric:
 
 
 @contextmanager
-def serving(settings: Settings, port: int = 0) -> Iterator[int]:
+def serving(settings: Settings, port: int) -> Iterator[int]:
     """An API process's worth of service on a port; stops as one that is told to."""
     app = create_app(settings)
     with socket.socket() as listener:
@@ -105,7 +106,7 @@ def test_each_of_fifty_sees_every_event_once_over_a_lost_attempt_and_a_restart(
         return await asyncio.gather(*(listen(url, seed) for seed in range(50)))
 
     seen: list[list[tuple[int, str]]] = []
-    with serving(settings) as port:
+    with serving(settings, free_port()) as port:
         listeners = threading.Thread(target=lambda: seen.extend(asyncio.run(everybody(port))))
         writer = threading.Thread(target=run)
         listeners.start()

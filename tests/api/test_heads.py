@@ -162,6 +162,7 @@ def test_service_is_served_with_the_limit(
     assert served[0].http is HTTP
 
 
+@pytest.mark.timeout(900)  # it waits for inference to start
 def test_inference_is_served_with_the_limit(inference: str) -> None:
     with connect(inference) as connection:
         connection.sendall(HEAD + b"X: ")
