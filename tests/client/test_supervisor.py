@@ -245,7 +245,7 @@ def test_down_stops_what_runs_and_says_when_nothing_does(tmp_path: Path) -> None
 def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
     tmp_path: Path,
 ) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         mine = Process.of(bystander.pid)
         assert mine.alive()
