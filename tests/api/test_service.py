@@ -66,7 +66,7 @@ def test_health_needs_nothing_and_readiness_needs_the_database(
     assert ready.json()["checks"] == {"database": "ok", "inference": "unreachable"}
     store.close()
     for file in tmp_path.glob("bridge.db*"):
-        file.unlink()
+        file.unlink(missing_ok=True)  # who closes the database last takes some along
     broken = client.get("/readyz")
     assert broken.status_code == 503
     assert "migrate" in broken.json()["checks"]["database"]
@@ -100,7 +100,7 @@ def test_trouble_is_told_in_full_on_loopback_and_without_places_elsewhere(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for file in tmp_path.glob("bridge.db*"):
-        file.unlink()
+        file.unlink(missing_ok=True)  # who closes the database last takes some along
     (tmp_path / "bridge.db").mkdir()  # cannot be opened, and the message says where it lies
     ask = {"model": "bridge-tiny", "prompt": "1"}
     for host, told in (("127.0.0.1", True), ("0.0.0.0", False)):

@@ -295,7 +295,7 @@ def test_a_job_goes_on_where_another_machine_left_it(
     job_id = submit(store, steps=50, every=5, step_seconds=0.1, **held(30, tmp_path))
     assert run_until(12, job_id, store, at("a")) == "queued"
     let_go(tmp_path)
-    shutil.rmtree(at("a").home)
+    shutil.rmtree(at("a").home, ignore_errors=True)  # what it published is tidied up meanwhile
     assert execute(job_id, store, at("b")) == "succeeded"
     events = store.events_after(job_id, limit=1000)
     stopped, resumed = ([e.step for e in events if e.type == t] for t in ("stopped", "resume"))

@@ -165,7 +165,7 @@ def trained(tmp_path_factory):
         launched.append((launch(processes, "each", *folders, log=log, env=ENVIRONMENT), log))
         runs.append(made)
     for process, log in launched:
-        assert process.wait(timeout=250) == EXIT_DONE, log.read_text()[-4000:]
+        assert process.wait(timeout=600) == EXIT_DONE, log.read_text()[-4000:]
     return {name: (runs[0][name], runs[1][name]) for name in SPECS}
 
 
@@ -177,6 +177,7 @@ def assert_as_close_as_adam_keeps_it(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=3e-4)
 
 
+@pytest.mark.timeout(900)  # the first waits for all runs: forty seconds where nothing else runs
 @pytest.mark.parametrize("name", SPECS)
 def test_two_processes_train_what_one_does(trained, name):
     one, two = trained[name]
@@ -199,6 +200,7 @@ def test_two_processes_train_what_one_does(trained, name):
     assert len(list(two.judged.iterdir())) == 2
 
 
+@pytest.mark.timeout(900)
 def test_the_model_that_two_processes_export_is_the_policy_they_trained(trained):
     """A full student's, from shards: under transformers it is what the saved parameters are."""
     _, two = trained["full"]
