@@ -418,9 +418,12 @@ def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start)
 
 
 def test_jobs_of_one_worker_never_share_a_gpu(store: Store, start: Start, home: Path) -> None:
-    jobs = [submit(store, steps=30, gpus=1) for _ in range(2)]
+    jobs = [submit(store, steps=30, gpus=1, **held(20, home)) for _ in range(2)]
     alone = submit(store, steps=2, gpus=0)
     start(GPUS="5,7", WORKER_SLOTS=3)
+    for job_id in jobs:
+        wait_until(store, job_id, at_step(1))
+    let_go(home)  # one after the other they might have had the same
     for job_id in (*jobs, alone):
         assert wait_until(store, job_id, ended).status == "succeeded"
     shown = [(home / "runs" / job_id / "devices").read_text() for job_id in (*jobs, alone)]
