@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -249,7 +250,7 @@ def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
     try:
         mine = Process.of(bystander.pid)
         assert mine.alive()
-        older = Process(bystander.pid, mine.started - 100)
+        older = replace(mine, started=mine.started - 100, after=mine.after - 100)
         assert not older.alive()
         home = Home(tmp_path)
         home.create()
@@ -260,6 +261,15 @@ def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
         bystander.kill()
         bystander.wait()
     assert not mine.alive()
+
+
+def test_a_clock_that_is_set_makes_no_process_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, boot = Process.of(os.getpid()), psutil.boot_time()
+    for module in ("psutil", "psutil._psplatform"):
+        monkeypatch.setattr(f"{module}.boot_time", lambda: boot + 3600)
+    assert psutil.Process().create_time() - mine.started == pytest.approx(3600)
+    assert mine.alive()
+    assert not replace(mine, boot="another").alive(), "after a boot that pid may be anybody's"
 
 
 def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:
