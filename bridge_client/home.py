@@ -33,20 +33,39 @@ class Process:
 
     pid: int
     started: float
-    """Seconds since the epoch, by the kernel's account."""
+    """Seconds since the epoch, by the kernel's account: it moves when the clock is set."""
+    boot: str = ""
+    """Of which boot of the machine, where the kernel says that, and so many seconds after it: these
+    do not move."""
+    after: float = 0.0
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        return cls(pid, psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return cls(pid, process.create_time(), _boot(), _after_boot(process))
 
     def alive(self) -> bool:
         """Does this very process still run? A zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0
+            if self.boot:
+                same = self.boot == _boot() and abs(_after_boot(process) - self.after) < 1.0
+            else:
+                same = abs(process.create_time() - self.started) < 1.0
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _after_boot(process: psutil.Process) -> float:
+    return float(process.create_time() - psutil.boot_time())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import contextlib
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from service.store import breakdown
 from worker.family import family
 from worker.forward import Forwarder
 
-_ANSWER_SECONDS = 3.0
-"""How long a process has to write its stacks; it does so in a signal handler, at once."""
+_LOOKS, _LOOK_SECONDS = 100, 0.1
+"""For so long a process has time to write its stacks. It does so in a signal handler, at once, but
+for a machine that is busy; looks are counted and not seconds, as it may stand still with us."""
 _FRAMES = 3
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$')
 
@@ -44,13 +46,11 @@ def _where(process: psutil.Process, log: Path) -> str:
     """`pid N at file:line in function ← …`, or that it is stopped; empty for a process that is no
     engine, such as torchrun itself or a verifier's helper."""
     try:
-        if not _catches(process.pid, signal.SIGUSR1):
+        if not _has("SigCgt", f"/proc/{process.pid}", signal.SIGUSR1):
             return ""
         if process.status() == psutil.STATUS_STOPPED:
             return f"pid {process.pid} is stopped (SIGSTOP)"
-        before = log.stat().st_size
-        process.send_signal(signal.SIGUSR1)
-        said = _said_after(log, before)
+        said = _answer(process, log)
     except (psutil.Error, OSError):
         return ""
     frames = innermost(said)
@@ -68,25 +68,32 @@ def innermost(dump: str) -> list[str]:
     return frames[:_FRAMES]
 
 
-def _said_after(log: Path, offset: int) -> str:
-    """What has come into the log since, once nothing more comes."""
-    until, size = time.monotonic() + _ANSWER_SECONDS, offset
-    while time.monotonic() < until:
-        time.sleep(0.1)
-        now = log.stat().st_size
-        if now > offset and now == size:
+def _answer(process: psutil.Process, log: Path) -> str:
+    """What has come into the log once the process has written all its stacks: the main thread's,
+    which we want, are the last."""
+    deaf, offset = set(_at_it(process.pid)), log.stat().st_size
+    process.send_signal(signal.SIGUSR1)
+    for _ in range(_LOOKS):
+        time.sleep(_LOOK_SECONDS)
+        if log.stat().st_size > offset and deaf.issuperset(_at_it(process.pid)):
             break
-        size = now
     with log.open("rb") as file:
         file.seek(offset)
         return file.read().decode(errors="replace")
 
 
-def _catches(pid: int, number: int) -> bool:
-    """Does the process handle this signal? One that does not would be ended by it."""
+def _at_it(pid: int) -> Iterator[str]:
+    """The threads that the signal waits for, or that keep it off: as one does that handles it."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        if any(_has(mask, thread, signal.SIGUSR1) for mask in ("SigPnd", "ShdPnd", "SigBlk")):
+            yield thread.name
+
+
+def _has(mask: str, place: Path | str, number: int) -> bool:
+    """Is the signal in this mask of the process or thread? `SigCgt`: one that does not handle it
+    would be ended by it."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
+        for line in (Path(place) / "status").read_text().splitlines():
+            if line.startswith(f"{mask}:"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-        return False
     return False

@@ -1,14 +1,16 @@
 """A pool of killable processes that judge answers, each answer within a limit of time and memory.
 
 math-verify's own time limits are signals: they fail outside the main thread and cannot stop some
-inputs at all. Here the clock is the parent's and the limit is SIGKILL. A child that dies or is late
-is replaced, its question is answered "unjudged", and every other question is answered as if nothing
-had happened.
+inputs at all. Here the limit is SIGKILL by the parent, once the child has computed for so long:
+what a busy machine, or one that stood still, kept from it does not count, or a verdict would hang
+on who else was there. A child that dies or is late is replaced, its question is answered
+"unjudged", and every other question is answered as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -20,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 import bridge_engine
 from bridge_engine.errors import EngineError
@@ -33,6 +37,8 @@ _PASSED_ON = frozenset(
 )
 """Environment variables a child is given."""
 
+PATIENCE = 10.0
+"""So many times the limit may pass by the clock: a child that does not compute ends then."""
 START_SECONDS = 120.0
 """A child that is not ready by then never will be (importing sympy takes about one second)."""
 
@@ -61,7 +67,11 @@ class _Child:
     process: subprocess.Popen[bytes]
     stderr: IO[bytes]
     deadline: float
-    """When it has to have said something (time.monotonic)."""
+    """When it has to have said something (time.monotonic), or is looked at again."""
+    asked: float = 0.0
+    """When its question was put to it."""
+    computed: float = 0.0
+    """Seconds of CPU time that it had taken by then."""
     ready: bool = False
     task: int | None = None
     """Index of the question it is working on."""
@@ -147,8 +157,8 @@ class Pool:
     def _ask(self, child: _Child, task: int, questions: Sequence[Question]) -> None:
         question = questions[task]
         message = {**asdict(question), "seconds": self.timeout_s}
-        child.task = task
-        child.deadline = time.monotonic() + self.timeout_s
+        child.task, child.asked, child.computed = task, time.monotonic(), _computed(child)
+        child.deadline = child.asked + self.timeout_s
         child.outgoing = json.dumps(message).encode() + b"\n"
         _send(child)
 
@@ -180,12 +190,22 @@ class Pool:
             child.task = None
             return Judgement(message["value"], message["reason"])
         late = time.monotonic() >= child.deadline and (not child.ready or child.task is not None)
-        if not dead and not late:
+        if not dead and (not late or self._has_time_left(child)):
             return None
         if not child.ready:
             raise self._never_ready(child)
         self._end(child)
         return Judgement(None, "process_died" if dead else "timed_out")
+
+    def _has_time_left(self, child: _Child) -> bool:
+        """Of a child that is late by the clock; sets when it is to be looked at again."""
+        left = self.timeout_s - (_computed(child) - child.computed)
+        end = child.asked + PATIENCE * self.timeout_s
+        now = time.monotonic()
+        if not (child.ready and left > 0 and now < end):
+            return False
+        child.deadline = min(now + max(left, 0.05), end)
+        return True
 
     def _never_ready(self, child: _Child) -> EngineError:
         code = self._end(child, keep_stderr=True)
@@ -211,6 +231,15 @@ class Pool:
         if not keep_stderr:
             child.stderr.close()
         return code
+
+
+def _computed(child: _Child) -> float:
+    """Seconds of CPU time that it has taken; endless for one that cannot be asked any more."""
+    try:
+        times = psutil.Process(child.process.pid).cpu_times()
+    except psutil.Error:
+        return math.inf
+    return float(times.user + times.system)
 
 
 def _send(child: _Child) -> None:

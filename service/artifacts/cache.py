@@ -42,6 +42,7 @@ class ArtifactCache:
             with self._locked(stored.sha256):
                 if not self._used(place):
                     self._artifacts.get(stored, place)
+                    self._used(place)
                     self._make_room(place)
         return place
 
@@ -49,8 +50,9 @@ class ArtifactCache:
         """Is it there? Then it has been asked for now."""
         if not (place / MANIFEST).exists():
             return False
+        now = time.time_ns()  # the file system's own clock ticks too rarely to tell who was first
         with contextlib.suppress(OSError):
-            os.utime(place)
+            os.utime(place, ns=(now, now))
         return True
 
     def _make_room(self, newest: Path) -> None:
@@ -59,10 +61,11 @@ class ArtifactCache:
             with contextlib.suppress(OSError):
                 if not place.name.startswith(".") and place.is_dir():
                     size = sum(path.stat().st_size for path in place.iterdir())
-                    entries.append((place.stat().st_mtime, size, place))
+                    entries.append((place.stat().st_mtime_ns, size, place))
         total = sum(size for _, size, _ in entries)
         for used_at, size, place in sorted(entries):
-            if total <= self._most or place == newest or time.time() - used_at < IN_USE_SECONDS:
+            idle = time.time() - used_at / 1e9
+            if total <= self._most or place == newest or idle < IN_USE_SECONDS:
                 continue
             aside = self._folder / f".gone-{uuid.uuid4().hex}"
             with contextlib.suppress(OSError):

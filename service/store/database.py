@@ -45,6 +45,10 @@ BUSY_SECONDS = 10
 """How long a SQLite writer waits for its turn, and a Postgres one for a lock."""
 CONNECT_SECONDS = 5
 """How long Postgres may take to answer a new connection."""
+ABANDONED_SECONDS = 30
+"""So long Postgres waits for the next word within a transaction, then undoes it. A process that
+stands still in the middle of one would else keep its rows locked: its own job, which nobody could
+take from it, and whatever else it was about to change."""
 FRESH_SECONDS = 1.0
 """A connection to Postgres that was used less long ago is taken to be alive."""
 
@@ -74,6 +78,7 @@ def create_database(url: str, **options: Any) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         if "options" not in parsed.query:
             settings = f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c statement_timeout=60s"
+            settings += f" -c idle_in_transaction_session_timeout={ABANDONED_SECONDS}s"
             options.setdefault("connect_args", {}).update(
                 options=settings, connect_timeout=CONNECT_SECONDS, **_NOTICE_A_DEAD_NETWORK
             )

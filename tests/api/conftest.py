@@ -21,6 +21,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from service.store.migrate import upgrade
+from tests.support.served import KEEPING
 from tests.support.waiting import until
 
 BRIDGE = {
@@ -29,6 +30,14 @@ BRIDGE = {
     "data": {"prompts": "arithmetic", "demos": "arithmetic", "eval": "arithmetic"},
     "steps": 10,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient() -> Iterator[None]:
+    """Who waits for the database's lock waits for whoever has it, however slow the disk is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.store.database.BUSY_SECONDS", 120)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +54,8 @@ def settings(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BRIDGE_UPLOADS_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Where this process stands still for a moment, a server that answers is not one out of reach.
+    monkeypatch.setattr("service.generate.connections.CONNECT_SECONDS", 60.0)
     shutil.copy(migrated, tmp_path)
     # Nothing listens on port 1: tests that need inference start one of their own.
     return Settings(home=tmp_path, database_url="", inference_url="http://127.0.0.1:1")
@@ -71,7 +82,7 @@ def http(client: TestClient) -> Iterator[httpx.Client]:
     """The application on a real socket: only there does a stream stream."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(client.app, log_level="warning", lifespan="off")
+        config = uvicorn.Config(client.app, log_level="warning", lifespan="off", **KEEPING)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

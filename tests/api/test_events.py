@@ -150,7 +150,7 @@ def test_stream_ends_when_the_service_stops(
     threading.Timer(0.5, client.app.state.stopping.set).start()  # type: ignore[attr-defined]
     began = time.monotonic()
     assert list(messages) == []  # no `end`: the job goes on, and the client comes back
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120
 
 
 def test_open_streams_do_not_keep_other_requests_waiting(http: httpx.Client, job: str) -> None:
@@ -161,7 +161,7 @@ def test_open_streams_do_not_keep_other_requests_waiting(http: httpx.Client, job
             context.__enter__()
         began = time.monotonic()
         assert http.get(f"/jobs/{job}").status_code == 200
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
         for context in opened:
             context.__exit__(None, None, None)
 

@@ -26,6 +26,8 @@ from service.jobs.feed import Feeds
 from service.settings import Settings
 from service.store import Store, breakdown
 from tests.api.conftest import BRIDGE, Worker
+from tests.support.ports import free_port
+from tests.support.served import KEEPING
 from tests.support.waiting import until
 
 
@@ -34,13 +36,13 @@ def metric(step: int) -> ev.Metric:
 
 
 @contextmanager
-def serving(settings: Settings, port: int = 0) -> Iterator[int]:
+def serving(settings: Settings, port: int) -> Iterator[int]:
     """An API process's worth of service on a port; stops as one that is told to."""
     app = create_app(settings)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **KEEPING))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -104,7 +106,7 @@ def test_each_of_fifty_sees_every_event_once_over_a_lost_attempt_and_a_restart(
         return await asyncio.gather(*(listen(url, seed) for seed in range(50)))
 
     seen: list[list[tuple[int, str]]] = []
-    with serving(settings) as port:
+    with serving(settings, free_port()) as port:
         listeners = threading.Thread(target=lambda: seen.extend(asyncio.run(everybody(port))))
         writer = threading.Thread(target=run)
         listeners.start()
@@ -170,7 +172,7 @@ def test_a_slow_reader_loses_nothing_and_keeps_nobody_waiting(
         whole = b"".join([await anext(fast), await anext(fast)])
         for step in range(1, 60):
             worker.emit(job, attempt, metric(step))
-            whole += await asyncio.wait_for(anext(fast), 10)
+            whole += await asyncio.wait_for(anext(fast), 120)
         store.finish(job, attempt, "succeeded", result={})
         for stream in (fast, slow):
             rest = b"".join([chunk async for chunk in stream])

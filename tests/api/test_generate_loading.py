@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,10 +25,17 @@ from tests.api.conftest import connect, problem
 from tests.api.house import KEPT, House
 from tests.api.local_house import ask, client, house, text
 from tests.support.served import Served
+from tests.support.waiting import until
 
 __all__ = ["client", "house"]  # fixtures
 
 pytestmark = pytest.mark.timeout(900)  # the first of them waits for inference to start
+
+
+def names(inference: str) -> set[str]:
+    """What is loaded there."""
+    cards = httpx.get(f"{inference}/v1/models", timeout=120).json()["data"]
+    return {card["id"] for card in cards}
 
 
 def test_adapter_is_loaded_on_first_use_and_ready_once_it_has_answered(
@@ -50,7 +56,7 @@ def test_adapter_comes_back_after_the_backend_forgot_it(
     house.save(2, "one")
     first = text(ask(client, adapter=house.job))
     name = {"lora_name": loaded_name(house.store.adapter(f"{house.job}@2"))}
-    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name).is_success
+    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name, timeout=120).is_success
     assert text(ask(client, adapter=house.job)) == first
 
 
@@ -171,7 +177,7 @@ def test_an_adapter_that_is_not_what_was_exported_is_never_ready(
     name = loaded_name(house.store.adapter(f"{house.job}@2"))
     tokens = [5, 6, 7, 8, 9, 10]
     echo = {"model": name, "prompt": tokens, "max_tokens": 1, "echo": True, "logprobs": 0}
-    answer = httpx.post(f"{inference}/v1/completions", json=echo).json()
+    answer = httpx.post(f"{inference}/v1/completions", json=echo, timeout=120).json()
     logprobs = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(tokens)]
     noted = {"tokens": tokens, "logprobs": logprobs, "dtype": "float32"}
     card = json.loads((folder / "bridge.json").read_text())
@@ -206,8 +212,7 @@ def test_what_the_registry_does_not_know_any_more_leaves_inference(
     controller = client.app.state.controller  # type: ignore[attr-defined]
     dropped = client.portal.call(controller.reconcile)  # type: ignore[union-attr]
     assert old in dropped
-    loaded = [card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]]
-    assert old not in loaded
+    assert old not in names(inference)
 
 
 def test_pinned_adapters_are_loaded_before_anybody_asks_and_stay(
@@ -217,21 +222,15 @@ def test_pinned_adapters_are_loaded_before_anybody_asks_and_stay(
         house.save(step, "one")
     name = loaded_name(house.store.adapter(f"{house.job}@1"))
 
-    def names() -> set[str]:
-        return {card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]}
-
     pinning = {"inference_url": inference, "inference_pinned": [f"{house.job}@1"]}
     try:
         with connect(settings.model_copy(update=pinning)) as client:
-            deadline = time.monotonic() + 60
-            while name not in names():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            until(lambda: name in names(inference))
             for step in range(2, KEPT + 2):
                 assert text(ask(client, adapter=f"{house.job}@{step}"))
-            assert name in names()
+            assert name in names(inference)
     finally:
-        httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
+        httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name}, timeout=120)
 
 
 def test_a_name_to_be_pinned_that_means_nothing_is_told_once(
@@ -250,7 +249,7 @@ def test_a_pin_that_moves_leaves_nothing_pinned_behind(
     settings: Settings, house: House, inference: str, whole: Path
 ) -> None:
     def pinned() -> set[str]:
-        cards = httpx.get(f"{inference}/v1/models").json()["data"]
+        cards = httpx.get(f"{inference}/v1/models", timeout=120).json()["data"]
         return {card["id"] for card in cards if card["pinned"]}
 
     house.save(1, "one")
@@ -269,7 +268,7 @@ def test_a_pin_that_moves_leaves_nothing_pinned_behind(
                 assert pinned() == {names[-1]}
     finally:
         for name in names:
-            httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name})
+            httpx.post(f"{inference}/v1/unload_lora_adapter", json={"lora_name": name}, timeout=120)
 
 
 @pytest.fixture
@@ -313,12 +312,19 @@ def test_a_full_student_without_adapter_is_served_as_the_whole_model(
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     name = {"lora_name": loaded_name(house.store.adapter(f"{house.job}@2"))}
-    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name).is_success
+    assert httpx.post(f"{inference}/v1/unload_lora_adapter", json=name, timeout=120).is_success
     assert "manifest" in problem(ask(client, adapter=house.job), 502, "adapter_failed")["detail"]
 
 
+@pytest.fixture
+def looks_on_a_change_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the clock; asked for before the service that looks."""
+    monkeypatch.setattr("service.generate.controller.EVERY_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("looks_on_a_change_alone")
 def test_deleting_a_job_takes_its_adapters_from_inference_at_once(
-    client: TestClient, house: House, inference: str, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, house: House, inference: str
 ) -> None:
     house.save(2, "one")
     assert text(ask(client, adapter=house.job))
@@ -326,7 +332,4 @@ def test_deleting_a_job_takes_its_adapters_from_inference_at_once(
     client.post(f"/jobs/{house.job}/cancel")
     house.store.finish(house.job, house.attempt, "cancelled")
     assert client.delete(f"/jobs/{house.job}").is_success
-    deadline = time.monotonic() + 10  # sooner than the next look at the clock
-    while name in {card["id"] for card in httpx.get(f"{inference}/v1/models").json()["data"]}:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: name not in names(inference))

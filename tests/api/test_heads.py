@@ -6,7 +6,6 @@ import runpy
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def test_head_without_an_end_is_cut_off_soon(service: Service, kind: str) -> Non
     with connect(service.url) as connection:
         connection.sendall(begin)
         assert send(connection, line) < KEPT + BUFFERS < SENT
-    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    assert httpx.get(f"{service.url}/healthz", timeout=120).status_code == 200
 
 
 def test_head_that_is_too_long_is_told_so(service: Service) -> None:
@@ -92,7 +91,7 @@ def test_head_that_is_too_long_is_told_so(service: Service) -> None:
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):  # exactly the limit
             connection.recv(1)
-        connection.settimeout(20)
+        connection.settimeout(120)
         connection.sendall(b"a")
         told = answer(connection)
     assert told.startswith(b"HTTP/1.1 400 ")
@@ -100,7 +99,8 @@ def test_head_that_is_too_long_is_told_so(service: Service) -> None:
 
 
 def test_nobody_waits_for_heads_without_an_end(service: Service) -> None:
-    """Unfinished lines were appended to in quadratic time: seconds for one of 120 MB."""
+    """Unfinished lines were appended to in quadratic time: seconds for one of 120 MB. Waited for is
+    what the service computes meanwhile."""
 
     def shout() -> None:
         for _ in range(3):
@@ -113,9 +113,9 @@ def test_nobody_waits_for_heads_without_an_end(service: Service) -> None:
     waits = []
     with httpx.Client(base_url=service.url, timeout=120) as client:
         while attack.is_alive() or not waits:
-            begun = time.monotonic()
+            begun = service.computed()
             assert client.get("/healthz").status_code == 200
-            waits.append(time.monotonic() - begun)
+            waits.append(service.computed() - begun)
     attack.join()
     assert max(waits) < 2
 
@@ -162,11 +162,12 @@ def test_service_is_served_with_the_limit(
     assert served[0].http is HTTP
 
 
+@pytest.mark.timeout(900)  # it waits for inference to start
 def test_inference_is_served_with_the_limit(inference: str) -> None:
     with connect(inference) as connection:
         connection.sendall(HEAD + b"X: ")
         assert send(connection, b"a" * 50_000) < KEPT + BUFFERS
-    assert httpx.get(f"{inference}/health").status_code == 200
+    assert httpx.get(f"{inference}/health", timeout=120).status_code == 200
 
 
 def test_without_httptools_uvicorns_own_parser_is_left_to_it(

@@ -125,13 +125,13 @@ def test_fifty_adapters_under_random_traffic_answer_by_their_own_weights(
     traffic = [rng.randrange(50) for _ in range(60)]
 
     def one(number: int) -> str:
-        for _ in range(50):
-            answer = http.post(
-                "/generate", json={"adapter": f"{house.job}@{number + 1}", "prompt": "1"}
-            )
-            if answer.status_code != 503:  # two are kept: another may have taken its place
-                break
-        return text(answer)
+        body = {"adapter": f"{house.job}@{number + 1}", "prompt": "1"}
+
+        def asked() -> httpx.Response | None:
+            answer = http.post("/generate", json=body)
+            return None if answer.status_code == 503 else answer  # two are kept: its place is taken
+
+        return text(until(asked))
 
     with httpx.Client(base_url=service.url, timeout=120) as http, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, traffic))

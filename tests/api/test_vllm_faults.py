@@ -17,6 +17,7 @@ import pytest
 from bridge_engine.state.checkpoint import publish
 from service.errors import ApiError
 from service.generate import controller
+from service.generate import vllm as vllm_backend
 from service.generate.backend import loaded_name
 from service.generate.vllm import VllmBackend
 from service.settings import Settings
@@ -236,6 +237,7 @@ def test_a_server_that_hangs_keeps_nobody_from_another(
         urls = settings_for(settings, one.url, two.url)
         seconds = property(lambda backend: 1.2 if backend.url == one.url else 60.0)
         monkeypatch.setattr(VllmBackend, "look_seconds", seconds)
+        monkeypatch.setattr(vllm_backend, "QUIET_SECONDS", 3600.0)  # the machine may be slow
         with Service(urls) as service:
             house = House(settings, service.store, weights)
             digest = save(house, 2, "one")
@@ -250,6 +252,7 @@ def test_a_server_that_hangs_keeps_nobody_from_another(
         with Service(pinning) as service:
             until(lambda: vllm.adapters)
             hung.hangs.set()
+            monkeypatch.setattr(VllmBackend, "look_seconds", 60.0)
             reconcile(service)
             assert text(ask(service, model="owner/other")) == "owner/other"
 

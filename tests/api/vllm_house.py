@@ -40,6 +40,7 @@ def served(
     monkeypatch.setattr(controller, "EVERY_SECONDS", 3600.0)  # only a change is a reason to look
     monkeypatch.setattr(VllmBackend, "look_seconds", 60.0)
     monkeypatch.setattr(vllm_backend, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("service.generate.connections.IDLE_SECONDS", 3600.0)
     with Served(vllm.app) as server:
         yield settings_for(settings, server.url)
 
@@ -111,4 +112,4 @@ def reconcile(service: Service) -> None:
     app = service.app
     asyncio.run_coroutine_threadsafe(
         app.state.controller.reconcile(), app.state.controller._loop
-    ).result(60)
+    ).result(120)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
+import subprocess
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -190,14 +190,10 @@ def test_down_names_the_jobs_that_go_on_at_the_next_start(tmp_path: Path) -> Non
         say(200, json.dumps({"data": there, "has_more": False}))(handler)
 
     def down(url: str) -> str:
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-            signal.pause()
-            os._exit(1)
-        home.write(State(url, "http://x", Process.of(pid), {}, True))
+        supervisor = subprocess.Popen(["sleep", "600"])
+        home.write(State(url, "http://x", Process.of(supervisor.pid), {}, True))
         done = bridge("down", "--home", str(tmp_path))
-        os.waitpid(pid, 0)
+        assert supervisor.wait(120) == -signal.SIGTERM
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -59,7 +59,7 @@ def test_a_busy_service_is_asked_again_when_it_says(status: int) -> None:
     with flaky(busy, say(200, JOB)) as server, Client(server.url) as client:
         begun = time.monotonic()
         client.job("job_1")
-    assert 0.2 <= time.monotonic() - begun < 20
+    assert 0.2 <= time.monotonic() - begun < 120
     assert len(server.requests) == 2
 
 

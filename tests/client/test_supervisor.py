@@ -9,14 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from bridge_client import _core, ports, supervisor
+from bridge_client import _core, supervisor
 from bridge_client.home import Home, Process, State
+from tests.support.ports import port_of_a_house
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 @contextmanager
 def house(path: Path, *crashers: str) -> Iterator[tuple[subprocess.Popen[str], Home]]:
-    port = ports.free_port(20000 + os.getpid() % 20000)
+    port = port_of_a_house()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.client.tiny_house", str(path), str(port), *crashers],
         stdout=subprocess.PIPE,
@@ -210,7 +212,7 @@ def test_a_second_detached_start_returns_when_the_first_one_is_ready(tmp_path: P
         second.join(0.5)
         assert second.is_alive()
         home.write(State("http://x", "http://y", me, {}, True))
-        second.join(60)
+        second.join(120)
     assert [state.url for state in found] == ["http://x"]
 
 
@@ -237,18 +239,18 @@ def test_down_stops_what_runs_and_says_when_nothing_does(tmp_path: Path) -> None
         stopped = supervisor.stop(home)
         assert stopped is not None
         assert (stopped.url, stopped.leftovers) == (state.url, ())
-        assert process.wait(5) == 0
+        assert process.wait(120) == 0
     assert supervisor.stop(home) is None
 
 
 def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
     tmp_path: Path,
 ) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         mine = Process.of(bystander.pid)
         assert mine.alive()
-        older = Process(bystander.pid, mine.started - 100)
+        older = replace(mine, started=mine.started - 100, after=mine.after - 100)
         assert not older.alive()
         home = Home(tmp_path)
         home.create()
@@ -259,6 +261,15 @@ def test_a_process_is_known_by_its_start_too_so_a_reused_pid_is_never_stopped(
         bystander.kill()
         bystander.wait()
     assert not mine.alive()
+
+
+def test_a_clock_that_is_set_makes_no_process_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, boot = Process.of(os.getpid()), psutil.boot_time()
+    for module in ("psutil", "psutil._psplatform"):
+        monkeypatch.setattr(f"{module}.boot_time", lambda: boot + 3600)
+    assert psutil.Process().create_time() - mine.started == pytest.approx(3600)
+    assert mine.alive()
+    assert not replace(mine, boot="another").alive(), "after a boot that pid may be anybody's"
 
 
 def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:

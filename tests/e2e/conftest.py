@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from bridge_client import Client, ports
+from bridge_client import Client
 from bridge_client.home import Home, State
+from tests.support.ports import port_of_a_house
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +88,7 @@ def make_house(path: Path) -> House:
     }
     home = Home(path)
     home.create()
-    return House(home, ports.free_port(22000 + os.getpid() % 20000), environment)
+    return House(home, port_of_a_house(), environment)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def _assert_complete(house: House, job: JobRow, undisturbed: Undisturbed) -> Non
     assert [a.outcome for a in attempts].count("succeeded") == 1
 
 
-def _assert_quiet(house: House, seconds: float = 30) -> None:
+def _assert_quiet(house: House, seconds: float = 120) -> None:
     """Nothing runs, is leased, or waits to be sent."""
     until = time.monotonic() + seconds
     while True:

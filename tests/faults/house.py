@@ -154,7 +154,7 @@ class House:
 
     def start_servers(self) -> None:
         """Postgres and Redis, until they answer."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while True:
             self.postgres.start()  # it leaves at once while its dead predecessor's children live
             self.redis.start()

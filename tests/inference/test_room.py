@@ -26,6 +26,7 @@ from tests.inference.house import (
     serving,
     text_of,
 )
+from tests.support.waiting import until
 
 
 def test_the_adapter_not_asked_for_the_longest_makes_room(house: Path) -> None:
@@ -117,7 +118,7 @@ def test_what_is_dropped_while_it_answers_takes_its_memory_until_it_has(
         assert app.state.registry._over(size)
         held.release()
         assert using.result().status_code == 200
-        assert not app.state.registry._over(size)
+        until(lambda: not app.state.registry._over(size))
 
 
 def test_many_adapters_leave_no_more_in_memory_than_are_kept(house: Path) -> None:

@@ -23,6 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patient() -> Iterator[None]:
+    """Who waits for the database's lock waits for whoever has it, however slow the disk is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.store.database.BUSY_SECONDS", 120)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     with running_postgres() as server:

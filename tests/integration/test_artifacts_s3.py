@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -20,7 +21,7 @@ from service.artifacts import ArtifactStore, ArtifactsUnavailable, Damaged, Stor
 from service.settings import Settings
 from service.store import Store
 from service.store.artifacts import attempt_of
-from tests.support.jobs import LONG, checkpoint, numbered, submit, wait_until
+from tests.support.jobs import LONG, checkpoint, held, let_go, numbered, submit, wait_until
 from tests.support.s3 import KEYS, Gate
 from tests.support.scripted_engine import reward
 from worker.execute import execute_job
@@ -78,7 +79,7 @@ def at(tmp_path: Path, migrated_sqlite: Path, gate: Gate) -> Callable[..., Setti
             "engine_command": [sys.executable, "-m", "tests.support.scripted_engine"],
             "lease_seconds": LONG,
             "heartbeat_seconds": 0.2,
-            "grace_seconds": 5,
+            "grace_seconds": LONG,
             "retry_seconds": 0.001,
             "poll_seconds": 0.05,
         }
@@ -230,18 +231,17 @@ def test_a_step_that_is_saved_again_is_published_anew_if_its_bytes_are_others(
 
 
 def test_a_server_that_is_down_for_some_seconds_loses_nothing(
-    store: Store, at: Callable[..., Settings], gate: Gate
+    store: Store, at: Callable[..., Settings], gate: Gate, tmp_path: Path
 ) -> None:
-    job_id = submit(store, steps=30, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=30, every=5, step_seconds=0.05, **held(20, tmp_path))
     answer: list[str | None] = []
     thread = threading.Thread(target=lambda: answer.append(execute(job_id, store, at("a"))))
     thread.start()
     wait_until(store, job_id, lambda job: job.checkpoint_step is not None)
     gate.shut()
+    let_go(tmp_path)
     time.sleep(2)
-    held = store.get_job(job_id)
-    assert held.status == "running"
-    assert held.checkpoint_step is not None
+    assert store.get_job(job_id).status == "running"
     gate.open()
     thread.join()
     assert answer == ["succeeded"]
@@ -290,11 +290,12 @@ def test_an_upload_cut_off_by_a_crash_is_no_checkpoint_and_goes_at_the_next_swee
 
 
 def test_a_job_goes_on_where_another_machine_left_it(
-    store: Store, at: Callable[..., Settings]
+    store: Store, at: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    job_id = submit(store, steps=50, every=5, step_seconds=0.1)
+    job_id = submit(store, steps=50, every=5, step_seconds=0.1, **held(30, tmp_path))
     assert run_until(12, job_id, store, at("a")) == "queued"
-    shutil.rmtree(at("a").home)
+    let_go(tmp_path)
+    shutil.rmtree(at("a").home, ignore_errors=True)  # what it published is tidied up meanwhile
     assert execute(job_id, store, at("b")) == "succeeded"
     events = store.events_after(job_id, limit=1000)
     stopped, resumed = ([e.step for e in events if e.type == t] for t in ("stopped", "resume"))
@@ -304,10 +305,10 @@ def test_a_job_goes_on_where_another_machine_left_it(
 
 
 def test_a_machine_left_behind_starts_from_the_store_and_not_from_what_it_remembers(
-    store: Store, at: Callable[..., Settings]
+    store: Store, at: Callable[..., Settings], tmp_path: Path
 ) -> None:
     """Its own newer checkpoint belongs to figures that the database has given up."""
-    job_id = submit(store, steps=60, every=5, step_seconds=0.1)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.1, **held(30, tmp_path))
     assert run_until(7, job_id, store, at("a")) == "queued"
     run = at("a").run_dir(job_id)
     # the machine had come further, and died before it could say so
@@ -317,6 +318,7 @@ def test_a_machine_left_behind_starts_from_the_store_and_not_from_what_it_rememb
         lost = {"seq": last["seq"] + 1, "time": 1.0, "type": "log", "message": "lost"}
         file.write(json.dumps(lost).encode() + b"\n")
     assert run_until(15, job_id, store, at("b")) == "queued"
+    let_go(tmp_path)
     assert execute(job_id, store, at("a")) == "succeeded"
     assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 61)]
     said = [e.data.get("message") for e in store.events_after(job_id, limit=1000)]
@@ -324,10 +326,11 @@ def test_a_machine_left_behind_starts_from_the_store_and_not_from_what_it_rememb
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_named(
-    store: Store, at: Callable[..., Settings], bucket: Bucket
+    store: Store, at: Callable[..., Settings], bucket: Bucket, tmp_path: Path
 ) -> None:
-    job_id = submit(store, steps=50, every=5, step_seconds=0.1)
+    job_id = submit(store, steps=50, every=5, step_seconds=0.1, **held(30, tmp_path))
     assert run_until(11, job_id, store, at("a")) == "queued"
+    let_go(tmp_path)
     newest, before = store.states(job_id)[:2]
     bucket.write(f"runs/{newest.prefix}/state.json", b"rot")
     assert execute(job_id, store, at("b")) == "succeeded"
@@ -343,7 +346,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_named(
 def test_a_job_that_lost_its_lease_publishes_no_row(
     store: Store, at: Callable[..., Settings], gate: Gate
 ) -> None:
-    job_id = submit(store, steps=1000, every=5, step_seconds=0.02)
+    job_id = submit(store, steps=100_000, every=5, step_seconds=0.02)
     answer: list[str | None] = []
     thread = threading.Thread(target=lambda: answer.append(execute(job_id, store, at("a"))))
     thread.start()
@@ -361,7 +364,7 @@ def test_a_job_that_lost_its_lease_publishes_no_row(
 
 
 def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
-    store: Store, at: Callable[..., Settings]
+    store: Store, at: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real engine, on machines that share no disk."""
     spec = TrainSpec.model_validate(
@@ -375,19 +378,22 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
             "checkpoint": {"every": 2},
         }
     )
-    real = {"engine_command": [sys.executable, "-m", "bridge_engine"], "grace_seconds": 30}
+    real = {"engine_command": [sys.executable, "-m", "bridge_engine"]}
+    waits = {"engine_command": [sys.executable, "-m", "tests.support.held_engine"]}
+    monkeypatch.setenv("HOLD", f"5:{tmp_path / 'never'}")  # or it had ended before it is killed
     jobs = [store.create_job(spec, total_steps=8)[0].id for _ in range(2)]
     assert execute(jobs[0], store, at("c", **real)) == "succeeded"
 
     answer: list[str | None] = []
     thread = threading.Thread(
-        target=lambda: answer.append(execute(jobs[1], store, at("a", **real)))
+        target=lambda: answer.append(execute(jobs[1], store, at("a", **waits)))
     )
     thread.start()
     wait_until(store, jobs[1], lambda job: (job.checkpoint_step or 0) >= 2, seconds=120)
     for engine in psutil.Process().children():
-        if str(at("a").run_dir(jobs[1])) in engine.cmdline():
-            engine.kill()
+        with contextlib.suppress(psutil.Error):  # another child that has just ended
+            if str(at("a").run_dir(jobs[1])) in engine.cmdline():
+                engine.kill()
     thread.join()
     assert answer == ["queued"]
     assert execute(jobs[1], store, at("b", **real)) == "succeeded"

@@ -11,6 +11,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -18,9 +19,10 @@ import pytest
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
+from sqlalchemy import update
 
-from service.store import JobRow, Store
-from tests.support.jobs import LONG, submit, wait_until
+from service.store import JobRow, OutboxRow, Store
+from tests.support.jobs import LONG, held, let_go, submit, wait_until
 from tests.support.postgres import Postgres
 from tests.support.scripted_engine import reward
 from tests.support.waiting import gone, until
@@ -58,7 +60,7 @@ def environment(database: str, redis_url: str, tmp_path: Path) -> dict[str, str]
         "BRIDGE_ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
         "BRIDGE_LEASE_SECONDS": str(LONG),
         "BRIDGE_HEARTBEAT_SECONDS": "0.3",
-        "BRIDGE_GRACE_SECONDS": "3",
+        "BRIDGE_GRACE_SECONDS": str(LONG),
         "BRIDGE_RECONCILE_SECONDS": "0.3",
         "BRIDGE_RETRY_SECONDS": "0.1",
         "BRIDGE_RESEND_SECONDS": "1",
@@ -134,16 +136,19 @@ def test_a_message_delivered_three_times_runs_once(
 def test_lost_messages_and_a_killed_worker_do_no_harm(
     store: Store, environment: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
-    job_id = submit(store, steps=30, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=30, every=5, step_seconds=0.05, **held(20, tmp_path))
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         broker = redis.Redis.from_url(redis_url)
         until(lambda: broker.llen("any"))
         broker.flushall()  # the broker loses its memory
         log = tmp_path / "celery.log"
-        first = stack.enter_context(running(CELERY, environment | SHORT, log))
+        first = stack.enter_context(running(CELERY, environment, log))
         wait_until(store, job_id, lambda job: job.progress_step >= 7)
         first.kill()
+        let_go(tmp_path)
+        with store.write() as session:  # its lease, which is a long one, runs out
+            session.execute(update(JobRow).values(lease_expires_at=1.0))
         stack.enter_context(running(CELERY, environment, log))
         job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt) == ("succeeded", 2)
@@ -164,10 +169,12 @@ def test_a_lost_message_is_sent_again_while_the_queue_is_never_empty(
 
     with running(RELAY, environment, tmp_path / "relay.log"):
         said = (tmp_path / "relay.log").read_text
-        until(lambda: waiting() == jobs, otherwise=said)
-        broker.lpop("any")
-        (left,) = waiting()
-        (lost,) = set(jobs) - {left}
+        until(lambda: waiting() == jobs and not store.outbox_batch(), otherwise=said)
+        with store.write() as session:  # or one is old enough to be missed, and the other not yet
+            long_ago = datetime.now(UTC) - timedelta(minutes=1)
+            session.execute(update(OutboxRow).values(sent_at=long_ago))
+        taken = b64decode(json.loads(broker.lpop("any"))["body"])
+        (lost,) = (job_id for job_id in jobs if job_id.encode() in taken)
         until(lambda: lost in waiting(), otherwise=said)
         time.sleep(2.5)  # two times as long as it takes to miss a message
         assert len(waiting()) == 3, "messages that are there are not sent again and again"
@@ -324,18 +331,21 @@ def test_a_worker_looks_for_jobs_with_free_slots_alone(
 def test_the_job_of_a_celery_worker_that_stands_still_goes_to_another(
     store: Store, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, **held(40, tmp_path))
     with ExitStack() as stack:
         stack.enter_context(running(RELAY, environment, tmp_path / "relay.log"))
         first = stack.enter_context(running(CELERY, environment | SHORT, tmp_path / "first.log"))
         wait_until(store, job_id, lambda job: job.progress_step >= 7)
-        engine = int((tmp_path / "runs" / job_id / "engine.pid").read_text())
         first.send_signal(signal.SIGSTOP)
+        os.waitpid(first.pid, os.WUNTRACED)  # until its last thread stands still
+        engine = int((tmp_path / "runs" / job_id / "engine.pid").read_text())
+        attempt = store.get_job(job_id).attempt
         try:
             stack.enter_context(running(CELERY, environment, tmp_path / "second.log"))
             assert gone(engine)
+            let_go(tmp_path)
             job = wait_until(store, job_id, ended)
         finally:
             first.send_signal(signal.SIGCONT)
-        assert (job.status, job.attempt) == ("succeeded", 2)
+        assert (job.status, job.attempt) == ("succeeded", attempt + 1)
     assert store.metrics(job_id)["reward"] == [(s, reward(s)) for s in range(1, 61)]

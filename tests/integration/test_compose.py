@@ -125,7 +125,7 @@ def test_a_job_is_trained_and_its_adapter_answers(house: Composition) -> None:
 
 def test_a_worker_told_to_stop_hands_its_job_back_within_its_grace(house: Composition) -> None:
     """`docker compose stop worker`, then `up`: the next one goes on from what was saved."""
-    job_id = submit(house, steps=400)
+    job_id = submit(house, steps=100_000)
     until(house, job_id, lambda job: job["step"] >= 2)
     house.stop("worker")
     job = bridge(house, "jobs", "show", job_id)

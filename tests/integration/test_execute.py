@@ -21,7 +21,7 @@ import pytest
 from bridge_engine import events as ev
 from service.settings import Settings
 from service.store import Store
-from tests.support.jobs import LONG, metric, numbered, submit, wait_until
+from tests.support.jobs import LONG, held, let_go, metric, numbered, submit, wait_until
 from tests.support.scripted_engine import reward
 from tests.support.waiting import until
 from worker.execute import execute_job
@@ -38,7 +38,7 @@ def settings(tmp_path: Path, migrated_sqlite: Path) -> Settings:
         engine_command=[sys.executable, "-m", "tests.support.scripted_engine"],
         lease_seconds=LONG,
         heartbeat_seconds=0.2,
-        grace_seconds=1,
+        grace_seconds=LONG,
         poll_seconds=0.05,
         retry_seconds=0.001,
     )
@@ -71,7 +71,7 @@ def in_thread(job_id: str, store: Store, settings: Settings) -> tuple[threading.
 
 
 @contextmanager
-def held(settings: Settings) -> Iterator[None]:
+def write_lock(settings: Settings) -> Iterator[None]:
     """Another program keeps the database's write lock."""
     with closing(sqlite3.connect(settings.home / "bridge.db", timeout=120)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -80,10 +80,11 @@ def held(settings: Settings) -> Iterator[None]:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_short_outage_of_the_database_loses_nothing(store: Store, settings: Settings) -> None:
-    job_id = submit(store, steps=30, every=10, step_seconds=0.05)
+    job_id = submit(store, steps=30, every=10, step_seconds=0.05, **held(20, settings.home))
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 5)
-    with held(settings):
+    with write_lock(settings):
+        let_go(settings.home)
         time.sleep(0.7)
     thread.join()
     assert answer == ["succeeded"]
@@ -119,10 +120,11 @@ def test_a_disk_without_room_for_a_checkpoint_ends_the_attempt_before_it_starts(
 def test_an_outage_longer_than_the_lease_ends_the_attempt(store: Store, settings: Settings) -> None:
     """Another worker may own the job by now, so this one's engine must not touch it any more."""
     settings = settings.model_copy(update={"lease_seconds": 4})
-    job_id = submit(store, steps=1000)
+    job_id = submit(store, steps=100_000, every=100_000)
     thread, answer = in_thread(job_id, store, settings)
-    wait_until(store, job_id, lambda job: job.progress_step >= 3)
-    with held(settings):
+    # or the machine stood still for as long already
+    wait_until(store, job_id, lambda job: job.progress_step >= 3 or not thread.is_alive())
+    with write_lock(settings):
         thread.join(120)
     assert answer == ["stale"]
     assert until(store.requeue_expired) == [job_id]
@@ -132,7 +134,7 @@ def test_an_engine_that_cannot_end_by_itself_is_killed_once_its_job_is_anothers(
     store: Store, settings: Settings
 ) -> None:
     """One that stands still sees no deadline."""
-    job_id = submit(store, steps=1000, step_seconds=0.05)
+    job_id = submit(store, steps=100_000, every=100_000, step_seconds=0.05)
     thread, answer = in_thread(job_id, store, settings)
     wait_until(store, job_id, lambda job: job.progress_step >= 2)
     engine = psutil.Process(int((settings.run_dir(job_id) / "engine.pid").read_text()))

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,13 +20,9 @@ from sqlalchemy import update
 from bridge_engine.events import EventWriter, Metric
 from bridge_engine.process import lifeline
 from bridge_engine.process.lifeline import Deadline
-from bridge_engine.spec.train import RuntimeSpec
 from bridge_engine.state.checkpoint import publish
-from service.settings import Settings
 from service.store import Store
 from service.store.models import JobRow, OutboxRow
-from tests.integration.test_torchrun import ENGINE as RANK_ENGINE
-from tests.integration.test_torchrun import SPEC as RANK_SPEC
 from tests.integration.test_worker import (
     REPOSITORY,
     SHORT,
@@ -41,11 +36,8 @@ from tests.integration.test_worker import (
     start,
     store,
 )
-from tests.support.jobs import spec, submit, wait_until
+from tests.support.jobs import held, let_go, spec, submit, wait_until
 from tests.support.waiting import gone, until
-from worker.execute import execute_job
-from worker.family import WORD, family
-from worker.forward import Forwarder
 from worker.rundir import RUN_LOCK
 
 __all__ = ["home", "start", "store"]  # fixtures of the worker's tests
@@ -149,15 +141,16 @@ def test_the_job_of_a_worker_that_stands_still_is_finished_by_another(
     store: Store, start: Start, home: Path
 ) -> None:
     """The first worker never wakes up; its engine knows by itself when it must go."""
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, **held(40, home))
     first = start(**SHORT)
     wait_until(store, job_id, at_step(6))
-    engine = pid_of(home, job_id)
     freeze(first, home)
-    start(**SHORT)
+    engine, attempt = pid_of(home, job_id), store.get_job(job_id).attempt
+    start()
     assert gone(engine)
+    let_go(home)
     job = wait_until(store, job_id, ended)
-    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert (job.status, job.attempt) == ("succeeded", attempt + 1)
     assert_complete(store, job_id, 60)
 
 
@@ -168,13 +161,14 @@ def test_an_orphan_that_stands_still_is_ended_and_named(
     store: Store, start: Start, home: Path
 ) -> None:
     """It cannot hear that its worker is dead, and holds the run directory."""
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05, child=True)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, child=True, **held(40, home))
     first = start()
     wait_until(store, job_id, at_step(6))
     orphan, child = pid_of(home, job_id), pid_of(home, job_id, "child")
     os.killpg(orphan, signal.SIGSTOP)
     first.kill()
     first.wait()
+    let_go(home)
     start()
     job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt) == ("succeeded", 2)
@@ -184,87 +178,6 @@ def test_an_orphan_that_stands_still_is_ended_and_named(
     assert any(f"pid {orphan} on " in message and "was ended" in message for message in logs)
     assert f"pid {orphan} on " in (home / "worker.log").read_text()
     assert_complete(store, job_id, 60)
-
-
-# ------------------------------------------------------------------ stalls
-
-
-def test_an_engine_that_hangs_is_asked_where_ended_and_gone_on_from_its_checkpoint(
-    store: Store, start: Start, home: Path
-) -> None:
-    job_id = submit(store, steps=10, every=4, hang_at=6)
-    start(STALL_SECONDS=8, MAX_ATTEMPTS=2)
-    job = wait_until(store, job_id, ended)
-    assert job.error
-    assert (job.status, job.attempt) == ("failed", 2)
-    assert (job.error["category"], job.error["code"]) == ("infra", "engine_stalled")
-    assert "at step 6 in phase training" in job.error["message"]
-    assert " in _misbehave ← scripted_engine.py:" in job.error["message"]
-    assert "most recent call first" in (home / "runs" / job_id / "engine.log").read_text()
-    (resumed,) = (e.step for e in store.events_after(job_id, limit=1000) if e.type == "resume")
-    assert resumed == 4
-    assert gone(pid_of(home, job_id))
-
-
-def test_a_spec_says_how_long_its_steps_may_take(store: Store, start: Start) -> None:
-    given = spec(steps=3, step_seconds=6)
-    patient = given.model_copy(update={"runtime": RuntimeSpec(stall_seconds=1000)})
-    job, _ = store.create_job(patient, total_steps=3)
-    start(STALL_SECONDS=4)
-    found = wait_until(store, job.id, ended)
-    assert (found.status, found.attempt) == ("succeeded", 1)
-
-
-def test_a_rank_that_stands_still_is_found_named_and_ended(
-    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real engines under torchrun, in a collective that will never end."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    stopped, silence = threading.Event(), Forwarder.silence
-    monkeypatch.setattr(
-        Forwarder, "silence", lambda self: silence(self) * (1000 if stopped.is_set() else 0)
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    settings = Settings(
-        home=home,
-        engine_command=[*torchrun, "--nproc-per-node=2", str(RANK_ENGINE)],
-        stall_seconds=3000,
-        max_attempts=1,
-    )
-    ranked = type(spec()).model_validate({**RANK_SPEC, "steps": 10_000})
-    job, _ = store.create_job(ranked, total_steps=10_000)
-    monkeypatch.setattr(store, "max_attempts", 1)
-    options = {"store": store, "settings": settings, "worker_id": "w", "stop": threading.Event()}
-    thread = threading.Thread(target=execute_job, args=(job.id,), kwargs=options)
-    thread.start()
-    wait_until(store, job.id, at_step(1), seconds=200)
-    ranks = {p.environ()["RANK"]: p for p in everything_of(job.id) if "RANK" in p.environ()}
-    assert set(ranks) == {"0", "1"}
-    family_of_job = everything_of(job.id)
-    ranks["1"].suspend()
-    stopped.set()
-    thread.join(120)
-    error = store.get_job(job.id).error
-    assert error
-    assert error["code"] == "engine_stalled"
-    assert f"pid {ranks['1'].pid} is stopped" in error["message"]
-    assert f"pid {ranks['0'].pid} at " in error["message"]
-    assert all(gone(process.pid) for process in family_of_job)
-
-
-def everything_of(job_id: str) -> list:
-    """All processes of the engines that this process has started for the job."""
-    import psutil
-
-    words = set()
-    for process in psutil.process_iter():
-        try:
-            if any(job_id in word for word in process.cmdline()):
-                words.add(process.environ().get(WORD))
-        except psutil.Error:
-            continue
-    return [process for word in words if word for process in family(word)]
 
 
 # ------------------------------------------------------------------ clocks

@@ -6,11 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text, update
 
-from service.store import NotFound, Store, StoreUnavailable
-from tests.support.jobs import spec
+from service.store import JobRow, NotFound, Store, StoreUnavailable
+from tests.support.jobs import run_to, spec
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 
 
 def test_datasets_are_listed_newest_first(store: Store) -> None:
@@ -66,11 +67,37 @@ def test_a_connection_that_was_lost_as_it_lay_idle_costs_nobody_anything(
     store.close()
 
 
+def test_who_stands_still_in_a_transaction_keeps_no_job_from_others(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was stopped just there: its job is passed over, not waited for, by whoever
+    looks for those whose lease has run out."""
+    monkeypatch.setattr("service.store.database.ABANDONED_SECONDS", 1)
+    url = postgres.migrated()
+    still, other = Store(url), Store(url, retry_seconds=0)
+    job_id = run_to(other, "running")
+    with other.write() as session:
+        session.execute(update(JobRow).values(lease_expires_at=1.0))
+
+    def stand_still() -> None:
+        with still.write() as session:
+            session.execute(select(JobRow).with_for_update())
+            until(lambda: other.requeue_expired() == [job_id])
+            session.execute(text("SELECT 1"))
+
+    with pytest.raises(StoreUnavailable) as woken:
+        stand_still()
+    assert woken.value.reason == "unreachable"
+    still.ping()
+    still.close()
+    other.close()
+
+
 def cut_off_others(postgres: Postgres) -> None:
     """Ends every connection to the database of the tests."""
     other = Store(postgres.migrated())
     here = "datname = current_database() AND pid <> pg_backend_pid()"
-    execute(other, f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {here}")
+    execute(other, f"SELECT pg_terminate_backend(pid, 50000) FROM pg_stat_activity WHERE {here}")
     other.close()
 
 

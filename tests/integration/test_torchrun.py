@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -58,14 +57,17 @@ class Run:
         self.judged = folder / "judged"
         self.judged.mkdir(exist_ok=True)
 
-    def start(self, processes, *arguments, trouble="", **options):
-        """torchrun, or for one process the engine itself."""
+    def start(self, processes, *arguments, trouble="", hold=None, **options):
+        """torchrun, or for one process the engine itself. `hold`: the step that it waits after
+        until it is told to stop, so that it is met in the middle however slow the test is."""
         environment = {**ENVIRONMENT, "JUDGED": str(self.judged), "TROUBLE": trouble}
+        if hold is not None:
+            environment["HOLD"] = f"{hold}:{self.spec.with_name('never')}"
         command = ["run", str(self.spec), "--dir", str(self.directory), *arguments]
         return launch(processes, *command, log=self.log, env=environment, **options)
 
     def finish(self, processes, **options):
-        status = self.start(processes, **options).wait(timeout=100)
+        status = self.start(processes, **options).wait(timeout=120)
         assert status == EXIT_DONE, self.log.read_text()[-4000:]
         return self
 
@@ -74,8 +76,10 @@ class Run:
 
     def wait_for_step(self, process, step):
         def reached():
-            assert process.poll() is None, self.log.read_text()[-4000:]
-            return any(e.type == "metric" and e.step >= step for e in self.events())
+            ended = process.poll() is not None  # looked at first: it may get there and end
+            found = any(e.type == "metric" and e.step >= step for e in self.events())
+            assert found or not ended, self.log.read_text()[-4000:]
+            return found
 
         until(reached, otherwise=f"step {step} never came")
 
@@ -161,7 +165,7 @@ def trained(tmp_path_factory):
         launched.append((launch(processes, "each", *folders, log=log, env=ENVIRONMENT), log))
         runs.append(made)
     for process, log in launched:
-        assert process.wait(timeout=250) == EXIT_DONE, log.read_text()[-4000:]
+        assert process.wait(timeout=600) == EXIT_DONE, log.read_text()[-4000:]
     return {name: (runs[0][name], runs[1][name]) for name in SPECS}
 
 
@@ -173,6 +177,7 @@ def assert_as_close_as_adam_keeps_it(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=3e-4)
 
 
+@pytest.mark.timeout(900)  # the first waits for all runs: forty seconds where nothing else runs
 @pytest.mark.parametrize("name", SPECS)
 def test_two_processes_train_what_one_does(trained, name):
     one, two = trained[name]
@@ -195,6 +200,7 @@ def test_two_processes_train_what_one_does(trained, name):
     assert len(list(two.judged.iterdir())) == 2
 
 
+@pytest.mark.timeout(900)
 def test_the_model_that_two_processes_export_is_the_policy_they_trained(trained):
     """A full student's, from shards: under transformers it is what the saved parameters are."""
     _, two = trained["full"]
@@ -230,7 +236,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_run_of_two_processes_goes_on_to_the_same_bits(undisturbed, tmp_path, stop):
     run = Run(tmp_path, steps=6)
-    process = run.start(2)
+    process = run.start(2, hold=4)
     run.wait_for_step(process, 3)
     ranks = ranks_of(process)
     assert set(ranks) == {0, 1}
@@ -253,7 +259,7 @@ def test_ranks_agree_that_a_share_of_one_is_not_finite():
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     for rank in (0, 1):  # whose lines may stand in one
         assert f"rank {rank}: non_finite_parameters" in done.stdout, done.stderr[-3000:]
@@ -285,7 +291,7 @@ def test_a_student_in_shards_goes_on_to_the_same_bits(tmp_path):
     spec = {"student": "full", "steps": 3, "eval": {"every": 0}, "checkpoint": {"every": 1}}
     undisturbed, stopped = Run(tmp_path / "one", **spec), Run(tmp_path / "two", **spec)
     undisturbed.finish(2)
-    process = stopped.start(2)
+    process = stopped.start(2, hold=1)
     stopped.wait_for_step(process, 1)
     process.terminate()
     process.wait(timeout=120)
@@ -300,7 +306,7 @@ def test_a_student_in_shards_goes_on_to_the_same_bits(tmp_path):
 
 def test_a_run_of_two_processes_can_go_on_as_one(tmp_path):
     run = Run(tmp_path)
-    process = run.start(2)
+    process = run.start(2, hold=2)
     run.wait_for_step(process, 2)
     process.terminate()
     process.wait(timeout=120)
@@ -329,9 +335,8 @@ def test_the_failure_of_one_rank_is_the_runs_one_error_and_ends_all(
     process = run.start(2, trouble=trouble)
     run.wait_for_step(process, 0)
     ranks = ranks_of(process)
-    began = time.monotonic()
     assert process.wait(timeout=120) == EXIT_FAILED
-    assert time.monotonic() - began < 25, "torchrun had to kill what was left"
+    assert "forcefully exiting" not in run.log.read_text(), "torchrun had to kill what was left"
     assert all(map(gone, ranks.values()))
     *before, last = run.events()
     assert (last.type, last.category, last.code) == ("error", category, code)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from service.store import JobRow, Store
-from tests.support.jobs import LONG, submit, wait_until
+from tests.support.jobs import LONG, held, let_go, submit, wait_until
 from tests.support.scripted_engine import reward
 from tests.support.waiting import gone, until
 
@@ -41,8 +41,9 @@ def store(home: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def start(home: Path) -> Iterator[Start]:
-    """Starts `python -m worker` with short times, but for the lease: only where a test is about its
-    end does it end (`SHORT`). Ends what is left of the workers after the test."""
+    """Starts `python -m worker` with short times, but for those whose end changes what happens: the
+    lease and the grace end only where a test is about it. Ends what is left of the workers after
+    the test."""
     workers: list[subprocess.Popen[bytes]] = []
 
     def start(**settings: object) -> subprocess.Popen[bytes]:
@@ -51,7 +52,7 @@ def start(home: Path) -> Iterator[Start]:
             "ENGINE_COMMAND": f"{sys.executable} -m tests.support.scripted_engine",
             "LEASE_SECONDS": LONG,
             "HEARTBEAT_SECONDS": 0.2,
-            "GRACE_SECONDS": 3,
+            "GRACE_SECONDS": LONG,
             "RECONCILE_SECONDS": 0.2,
             "RETRY_SECONDS": 0.1,
             "POLL_SECONDS": 0.05,
@@ -121,14 +122,15 @@ def test_job_runs_to_its_end(store: Store, start: Start, home: Path) -> None:
 
 
 def test_a_killed_worker_costs_nothing_but_time(store: Store, start: Start, home: Path) -> None:
-    job_id = submit(store, steps=40, every=5, step_seconds=0.05, child=True)
+    job_id = submit(store, steps=40, every=5, step_seconds=0.05, child=True, **held(30, home))
     first = start()
     wait_until(store, job_id, at_step(12))
     engine = pid_of(home, job_id)
     first.kill()
     assert gone(engine), "the engine notices and stops"
-    os.kill(pid_of(home, job_id, "child"), signal.SIGKILL)  # the script lets it outlive the engine
+    assert gone(pid_of(home, job_id, "child")), "and takes along what it has started"
     assert store.get_job(job_id).status == "running", "the lease has not run out yet"
+    let_go(home)
     start()
     job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt) == ("succeeded", 2)
@@ -142,12 +144,13 @@ def test_a_killed_worker_costs_nothing_but_time(store: Store, start: Start, home
 def test_a_new_worker_takes_over_from_a_dead_one_before_its_lease_runs_out(
     store: Store, start: Start, home: Path
 ) -> None:
-    job_id = submit(store, steps=40, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=40, every=5, step_seconds=0.05, **held(30, home))
     long = {"LEASE_SECONDS": 600, "HEARTBEAT_SECONDS": 200}
     first = start(**long)
     wait_until(store, job_id, at_step(12))
     first.kill()
     first.wait()
+    let_go(home)
     start(**long)
     job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt) == ("succeeded", 2)
@@ -181,11 +184,11 @@ def test_cancel_is_heard_long_before_the_next_heartbeat(store: Store, start: Sta
     store.request_cancel(job_id)
     asked = time.monotonic()
     assert wait_until(store, job_id, ended).status == "cancelled"
-    assert time.monotonic() - asked < 60
+    assert time.monotonic() - asked < 120
 
 
 def test_cancel_lets_the_engine_save(store: Store, start: Start) -> None:
-    job_id = submit(store, steps=1000, every=1000)
+    job_id = submit(store, steps=10_000, every=10_000)
     start()
     wait_until(store, job_id, at_step(3))
     assert store.request_cancel(job_id).status == "cancelling"
@@ -273,8 +276,10 @@ def test_an_engine_that_cannot_be_started_says_why(store: Store, start: Start) -
     assert "/no/such/program" in job.error["message"]
 
 
-def test_a_worker_that_is_told_to_stop_hands_its_job_back(store: Store, start: Start) -> None:
-    job_id = submit(store, steps=30, every=100, step_seconds=0.04)
+def test_a_worker_that_is_told_to_stop_hands_its_job_back(
+    store: Store, start: Start, home: Path
+) -> None:
+    job_id = submit(store, steps=30, every=100, step_seconds=0.04, **held(20, home))
     first = start()
     wait_until(store, job_id, at_step(4))
     first.terminate()
@@ -282,6 +287,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back(store: Store, start: S
     job = store.get_job(job_id)
     assert (job.status, job.lost_attempts) == ("queued", 0)
     assert job.checkpoint_step == job.progress_step, "the engine has saved"
+    let_go(home)
     start()
     assert wait_until(store, job_id, ended).status == "succeeded"
     assert [a.outcome for a in store.attempts(job_id)] == ["released", "succeeded"]
@@ -299,7 +305,7 @@ def test_two_workers_run_a_job_once(store: Store, start: Start) -> None:
 
 
 def test_slots_run_side_by_side(store: Store, start: Start) -> None:
-    jobs = [submit(store, steps=1000) for _ in range(2)]
+    jobs = [submit(store, steps=10_000, every=10_000) for _ in range(2)]
     start(WORKER_SLOTS=2)
     for job_id in jobs:
         wait_until(store, job_id, at_step(1))
@@ -324,15 +330,16 @@ def freeze(worker: subprocess.Popen[bytes], home: Path) -> None:
 def test_a_paused_worker_that_wakes_too_late_is_fenced_off(
     store: Store, start: Start, home: Path
 ) -> None:
-    job_id = submit(store, steps=60, every=5, step_seconds=0.05)
+    job_id = submit(store, steps=60, every=5, step_seconds=0.05, **held(40, home))
     first = start(**SHORT)
     wait_until(store, job_id, at_step(6))
-    engine = pid_of(home, job_id)
     freeze(first, home)
-    start(**SHORT, GRACE_SECONDS=20)
-    wait_until(store, job_id, lambda job: job.attempt == 2)
+    engine, attempt = pid_of(home, job_id), store.get_job(job_id).attempt
+    start()
+    wait_until(store, job_id, lambda job: job.attempt == attempt + 1)
     os.kill(first.pid, signal.SIGCONT)
     assert gone(engine), "the first worker kills its engine: the job is not its own any more"
+    let_go(home)
     assert wait_until(store, job_id, ended).status == "succeeded"
     assert_complete(store, job_id, 60)
 
@@ -340,12 +347,13 @@ def test_a_paused_worker_that_wakes_too_late_is_fenced_off(
 def test_a_lost_run_directory_starts_over_without_losing_count(
     store: Store, start: Start, home: Path
 ) -> None:
-    job_id = submit(store, steps=30, every=5, step_seconds=0.04)
+    job_id = submit(store, steps=30, every=5, step_seconds=0.04, **held(20, home))
     first = start()
     wait_until(store, job_id, at_step(7))
     first.terminate()
     first.wait(120)
     shutil.rmtree(home / "runs" / job_id)
+    let_go(home)
     start()
     assert wait_until(store, job_id, ended).status == "succeeded"
     assert_complete(store, job_id, 30)
@@ -357,7 +365,7 @@ def test_worker_waits_for_the_tables(home: Path, store: Store, start: Start) -> 
     until(lambda: "python -m service migrate" in (home / "worker.log").read_text())
     assert worker.poll() is None
     for leftover in home.glob("bridge.db*"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # who closes the database last takes some along
     (home / "later.db").rename(home / "bridge.db")
 
 
@@ -375,8 +383,8 @@ def test_worker_loads_no_torch() -> None:
 # --------------------------------------------------------------------------- pause, retry, GPUs
 
 
-def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) -> None:
-    job_id = submit(store, steps=40, every=100, step_seconds=0.05)
+def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start, home: Path) -> None:
+    job_id = submit(store, steps=40, every=100, step_seconds=0.05, **held(30, home))
     start()
     wait_until(store, job_id, at_step(3))
     assert store.request(job_id, "pause").status == "pausing"
@@ -385,6 +393,7 @@ def test_a_paused_job_resumes_from_its_checkpoint(store: Store, start: Start) ->
     other = submit(store, steps=2)
     assert wait_until(store, other, ended).status == "succeeded", "its worker is free"
     assert store.get_job(job_id).attempt == 1
+    let_go(home)
     store.request(job_id, "resume")
     job = wait_until(store, job_id, ended)
     assert (job.status, job.attempt, job.lost_attempts) == ("succeeded", 2, 0)
@@ -409,9 +418,12 @@ def test_a_failed_job_is_retried_from_its_checkpoint(store: Store, start: Start)
 
 
 def test_jobs_of_one_worker_never_share_a_gpu(store: Store, start: Start, home: Path) -> None:
-    jobs = [submit(store, steps=30, gpus=1) for _ in range(2)]
+    jobs = [submit(store, steps=30, gpus=1, **held(20, home)) for _ in range(2)]
     alone = submit(store, steps=2, gpus=0)
     start(GPUS="5,7", WORKER_SLOTS=3)
+    for job_id in jobs:
+        wait_until(store, job_id, at_step(1))
+    let_go(home)  # one after the other they might have had the same
     for job_id in (*jobs, alone):
         assert wait_until(store, job_id, ended).status == "succeeded"
     shown = [(home / "runs" / job_id / "devices").read_text() for job_id in (*jobs, alone)]

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bridge_engine import events as ev
@@ -31,6 +32,17 @@ def spec(
             "resources": {"gpus": gpus},
         }
     )
+
+
+def held(at: int, folder: Path) -> dict[str, Any]:
+    """Of a run that goes no further than this step before `let_go(folder)`. Without it, a run that
+    is to be met in its middle has ended where the test's process, or the worker's, was slow."""
+    return {"hold": [at, str(folder / "go-on")]}
+
+
+def let_go(folder: Path) -> None:
+    """From now on what is `held` runs to its end."""
+    (folder / "go-on").touch()
 
 
 def submit(
@@ -113,15 +125,20 @@ def run_to(store: Store, status: str) -> str:
 
 
 def in_parallel(work: Callable[[], object], times: int) -> None:
-    """Does the work in several threads that start at the same moment."""
-    gate = threading.Barrier(times)
+    """Does the work in several threads that start at the same moment; fails as any of them does."""
+    gate, failures = threading.Barrier(times), list[BaseException]()
 
     def start() -> None:
         gate.wait()
-        work()
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(times)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]

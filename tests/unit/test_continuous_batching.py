@@ -31,6 +31,7 @@ from tests.support.batches import written_by, written_together
 ADAPTERS = 8
 PROMPTS = [f"{i + 3}+{2 * i + 1}-{i}?" for i in range(ADAPTERS)]
 NEW = 24
+MANY = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -303,28 +304,44 @@ def test_who_hangs_up_leaves_the_batch(
     batch: Batch, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_end_ids", frozenset())  # it would write on for a minute
+    written, took = [0], batch._took
+
+    def counted(*row_and_token: Any) -> bool:
+        written[0] += 1
+        return took(*row_and_token)
+
+    monkeypatch.setattr(batch, "_took", counted)
 
     async def run() -> None:
-        made = Generation(batch, None, tokenizer("1+1?")["input_ids"], SamplingParams(20_000))
+        made = Generation(batch, None, tokenizer("1+1?")["input_ids"], SamplingParams(MANY))
         scheduler = Scheduler(4)
         try:
             scheduler.submit(made)
             while not scheduler.figures()["running"]:
                 await asyncio.sleep(0.005)
             scheduler.cancel(made)
-            for _ in range(200):
-                if not scheduler.figures()["running"]:
-                    return
-                await asyncio.sleep(0.05)
-            raise AssertionError("it is still being written")
+            while scheduler.figures()["running"]:
+                await asyncio.sleep(0.005)
         finally:
             scheduler.close()
 
     asyncio.run(run())
+    assert written[0] < MANY
 
 
-def test_closing_lets_the_begun_end_and_tells_the_waiting(tiny: Path, tokenizer: Any) -> None:
+def test_closing_lets_the_begun_end_and_tells_the_waiting(
+    tiny: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = make_batch(tiny, tokenizer, rows=1)
+    closing, advance = threading.Event(), batch.advance
+
+    def held(tell: Any) -> None:
+        """Its first token is written, the others once it is closing: it has begun and not ended."""
+        if batch.running():
+            assert closing.wait(120)
+        advance(tell)
+
+    monkeypatch.setattr(batch, "advance", held)
 
     async def run() -> None:
         params = SamplingParams(NEW)
@@ -335,7 +352,11 @@ def test_closing_lets_the_begun_end_and_tells_the_waiting(tiny: Path, tokenizer:
         while not scheduler.figures()["running"]:
             await asyncio.sleep(0.001)
         scheduler.submit(waits)
-        await asyncio.to_thread(scheduler.close, 30)
+        ends = asyncio.create_task(asyncio.to_thread(scheduler.close, 120))
+        while not scheduler._draining:
+            await asyncio.sleep(0.001)
+        closing.set()
+        await ends
         with pytest.raises(InferenceError) as refused:
             await collected(waits)
         assert refused.value.status == 503

@@ -23,12 +23,12 @@ class Registry:
         self.looks += 1
         meaning = self.meaning
         self.reading.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(120)
         return meaning
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not true():
             await asyncio.sleep(0.005)
 
