@@ -65,6 +65,8 @@ class Judgement:
 @dataclass(eq=False)
 class _Child:
     process: subprocess.Popen[bytes]
+    account: psutil.Process
+    """What the kernel says of it."""
     stderr: IO[bytes]
     deadline: float
     """When it has to have said something (time.monotonic), or is looked at again."""
@@ -149,7 +151,8 @@ class Pool:
             bufsize=0,
             env=environment,
         )
-        child = _Child(process, stderr, time.monotonic() + START_SECONDS)
+        account = psutil.Process(process.pid)
+        child = _Child(process, account, stderr, time.monotonic() + START_SECONDS)
         os.set_blocking(child.reads, False)
         os.set_blocking(child.writes, False)
         return child
@@ -236,7 +239,7 @@ class Pool:
 def _computed(child: _Child) -> float:
     """Seconds of CPU time that it has taken; endless for one that cannot be asked any more."""
     try:
-        times = psutil.Process(child.process.pid).cpu_times()
+        times = child.account.cpu_times()
     except psutil.Error:
         return math.inf
     return float(times.user + times.system)
