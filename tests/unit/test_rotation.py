@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.cohere.modeling_cohere import CohereAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
+from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
 from bridge_engine.forward.light import lighten
 from bridge_engine.forward.logprobs import completion_logprobs
@@ -52,6 +53,19 @@ def test_a_light_model_says_and_learns_the_same(family, tmp_path):
         found.append([logprobs_BT.detach(), *(p.grad for p in model.parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # norms compute in float32
+
+
+def test_a_model_that_turns_a_part_of_each_head_says_the_same():
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = Phi3Config(**sizes, num_attention_heads=2, pad_token_id=0, rope_parameters=rope)
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(config).double().eval()
+    tokens = torch.tensor([[2, 3, 4, 5]])
+    expected = model(tokens).logits
+    lighten(model)
+    assert type(model.model.layers[0].self_attn) is not Phi3Attention
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_turns_neighbours_is_left_as_it_is():
