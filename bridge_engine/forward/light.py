@@ -73,9 +73,10 @@ def _light_attention(kind: type[Any]) -> type[Any]:
     plain: Callable[..., Any] = theirs.__globals__[_TURN]
 
     def turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
-        alike = q.dtype == k.dtype == cos.dtype == sin.dtype and q.shape[-1] == cos.shape[-1]
+        alike = q.dtype == k.dtype == cos.dtype == sin.dtype
+        whole = q.shape[-1] == cos.shape[-1] and q.dim() == cos.dim() + 1
         asked = not rest and named.keys() <= {"unsqueeze_dim"}
-        ours = q.device.type == "cpu" and alike and asked
+        ours = q.device.type == "cpu" and alike and whole and asked
         function: Callable[..., Any] = turn if ours else plain
         return function(q, k, cos, sin, *rest, **named)
 

@@ -2,8 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 from transformers.models.cohere.modeling_cohere import CohereAttention
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
@@ -66,6 +73,18 @@ def test_a_model_that_turns_a_part_of_each_head_says_the_same():
     lighten(model)
     assert type(model.model.layers[0].self_attn) is not Phi3Attention
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_turns_a_part_of_its_tokens_says_the_same():
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2}
+    picture = {"image_size": 16, "patch_size": 4, "num_register_tokens": 1}
+    torch.manual_seed(0)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, **picture, num_hidden_layers=1)).eval()
+    pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    expected = model(pixels).last_hidden_state
+    lighten(model)
+    assert any(type(m).__mro__[1] is DINOv3ViTAttention for m in model.modules())
+    torch.testing.assert_close(model(pixels).last_hidden_state, expected)
 
 
 def test_what_turns_neighbours_is_left_as_it_is():
