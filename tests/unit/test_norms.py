@@ -52,6 +52,13 @@ def test_without_gradients_it_says_the_same():
     assert torch.equal(rms_norm(x, weight.requires_grad_(), 1e-6), expected)
 
 
+def test_it_computes_where_its_input_is_whatever_new_tensors_are_made_on():
+    x, weight = drawn(3, 8), drawn(8, seed=1)
+    with torch.device("meta"):
+        found = rms_norm(x, weight, 0.3)  # an epsilon that no other test has
+    assert torch.equal(found, rms_norm(x, weight, 0.3))
+
+
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_models_norm_rounds_as_it_did(kind, dtype):
