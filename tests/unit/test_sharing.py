@@ -49,6 +49,16 @@ def test_shared_is_one_sequence_at_a_time(name, pairs, monkeypatch):
     assert_same(ours(model, share_all(GROUPS), flat(GROUPS)), expected, 1e-6)
 
 
+@pytest.mark.parametrize("pairs", [0, attention.FEW_PAIRS], ids=["torch's", "weights kept"])
+def test_prompts_whose_completions_are_one_token_each_have_nothing_behind_them(pairs, monkeypatch):
+    monkeypatch.setattr(attention, "FEW_PAIRS", pairs)
+    sequences = [TokenSequence([5, 6, 7], [8]), TokenSequence([5, 6, 7], [9]), GROUPS[0][2]]
+    model = family("Qwen2", "sdpa")
+    batch = share(sequences, pad_id=0, device=CPU)
+    assert batch.shared.completions == ()
+    assert_same(ours(model, batch, sequences), one_at_a_time(model, sequences), 1e-6)
+
+
 @pytest.mark.parametrize("make", [random_policy, full_policy])
 def test_shared_is_one_sequence_at_a_time_for_a_policy(make):
     policy = make("student", "teacher")
