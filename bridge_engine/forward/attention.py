@@ -155,7 +155,7 @@ class _FewPairs(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         q_NHE, k_NKE, v_NKE = (x.squeeze(0).transpose(0, 1) for x in (q_1HNE, k_1KNE, v_1KNE))
-        y_NHE = torch.empty_like(q_NHE, memory_format=torch.contiguous_format)
+        y_NHE = q_NHE.new_empty(*q_NHE.shape[:2], v_NKE.shape[2])
         kept: list[Tensor] = []
         for block, bias_B1TL in zip(shared.blocks, shared.biases, strict=True):
             k_CLE, v_CLE = (_seen(x, block, shared).flatten(0, 1) for x in (k_NKE, v_NKE))
@@ -167,19 +167,19 @@ class _FewPairs(torch.autograd.Function):
             y_BHTE.copy_(torch.bmm(weights_CGL, v_CLE).view(y_BHTE.shape))
             kept += [q_CGE, k_CLE, v_CLE, weights_CGL]
         ctx.save_for_backward(*kept)
-        ctx.shared, ctx.scale, ctx.keys = shared, scale, k_NKE.shape
+        ctx.shared, ctx.scale = shared, scale
+        ctx.shapes = q_NHE.shape, k_NKE.shape, v_NKE.shape
         return y_NHE.unsqueeze(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_1NHE: Tensor) -> tuple[Tensor | None, ...]:
         (g_NHE,) = gradient_1NHE
-        q_ = torch.empty_like(g_NHE, memory_format=torch.contiguous_format)
-        k_, v_ = g_NHE.new_empty(ctx.keys), g_NHE.new_empty(ctx.keys)
+        q_, k_, v_ = (g_NHE.new_empty(shape) for shape in ctx.shapes)
         kept = iter(ctx.saved_tensors)
         for block in ctx.shared.blocks:
             q_CGE, k_CLE, v_CLE, weights_CGL = islice(kept, 4)
-            g_CGE = block.of(g_NHE).reshape(q_CGE.shape)
+            g_CGE = block.of(g_NHE).reshape(*q_CGE.shape[:2], -1)
             weights_ = torch.bmm(g_CGE, v_CLE.transpose(1, 2))
             scores_ = torch._softmax_backward_data(weights_, weights_CGL, -1, weights_CGL.dtype)
             own = block.of(q_)

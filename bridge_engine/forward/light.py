@@ -57,9 +57,11 @@ def _is_one(norm: Any) -> bool:
         return False
     x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype)
     x = x.view(2, -1)
-    limit = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2
+    precise = weight.dtype in (torch.float32, torch.float64)
     found, expected = rms_norm(x, weight, epsilon).float(), norm(x).float()
-    return bool((found - expected).norm() <= limit * expected.norm())
+    if not precise and x.device.type == "cpu" and (found == expected).float().mean() < 0.9:
+        return False  # it rounds but once, as OLMo's: behind its weight
+    return bool((found - expected).norm() <= (1e-5 if precise else 1e-2) * expected.norm())
 
 
 # --------------------------------------------------------------------------- rotary positions
@@ -73,9 +75,10 @@ def _light_attention(kind: type[Any]) -> type[Any]:
     plain: Callable[..., Any] = theirs.__globals__[_TURN]
 
     def turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
-        alike = q.dtype == k.dtype == cos.dtype == sin.dtype and q.shape[-1] == cos.shape[-1]
+        alike = q.dtype == k.dtype == cos.dtype == sin.dtype
+        whole = q.shape[-1] == cos.shape[-1] and q.dim() == cos.dim() + 1
         asked = not rest and named.keys() <= {"unsqueeze_dim"}
-        ours = q.device.type == "cpu" and alike and asked
+        ours = q.device.type == "cpu" and alike and whole and asked
         function: Callable[..., Any] = turn if ours else plain
         return function(q, k, cos, sin, *rest, **named)
 

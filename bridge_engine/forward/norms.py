@@ -20,7 +20,7 @@ from torch.nn import functional as F
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / √(mean x² + epsilon) · weight over the last dimension (… × D), in float32 at least.
 
-    The weight is D, or … × D where what comes before has weights of its own."""
+    The weight is D, or, where no gradient is wanted, … × D: one for each of what comes before."""
     if x.device.type != "cpu":
         if weight.dim() > 1:
             return F.rms_norm(x, weight.shape[-1:], None, epsilon) * weight
@@ -50,7 +50,7 @@ def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     """A tensor once made: torch makes one of every number that it is given, each time."""
     with torch.inference_mode(False):
-        return torch.tensor([value], dtype=dtype)
+        return torch.tensor([value], dtype=dtype, device="cpu")
 
 
 class _RmsNorm(torch.autograd.Function):

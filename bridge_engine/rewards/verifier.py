@@ -69,7 +69,8 @@ class Verdict:
 
 
 class Verifier:
-    """Judges completions, each within `timeout_s` seconds. A context manager; not for two threads.
+    """Judges completions, each within `timeout_s` seconds of computing. A context manager; not for
+    two threads.
 
     `workers` processes judge side by side what the fast path leaves to mathematics.
     """

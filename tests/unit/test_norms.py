@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -52,6 +53,13 @@ def test_without_gradients_it_says_the_same():
     assert torch.equal(rms_norm(x, weight.requires_grad_(), 1e-6), expected)
 
 
+def test_it_computes_where_its_input_is_whatever_new_tensors_are_made_on():
+    x, weight = drawn(3, 8), drawn(8, seed=1)
+    with torch.device("meta"):
+        found = rms_norm(x, weight, 0.3)  # an epsilon that no other test has
+    assert torch.equal(found, rms_norm(x, weight, 0.3))
+
+
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_models_norm_rounds_as_it_did(kind, dtype):
@@ -77,6 +85,30 @@ def test_a_norm_of_another_formula_is_left_as_it_is():
     norm.weight.data.fill_(0.5)
     lighten(norm)
     assert type(norm) is GemmaRMSNorm
+
+
+class BiasedRMSNorm(LlamaRMSNorm):
+    def __init__(self, size):
+        super().__init__(size)
+        self.bias = torch.nn.Parameter(torch.zeros(size))
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) + self.bias
+
+
+def test_a_norm_with_more_to_learn_is_left_as_it_is():
+    """Also where it says the same as yet."""
+    norm = BiasedRMSNorm(8)
+    lighten(norm)
+    assert type(norm) is BiasedRMSNorm
+
+
+def test_a_norm_that_rounds_elsewhere_is_left_where_that_shows():
+    for dtype in (torch.bfloat16, torch.float32):
+        norm = Olmo2RMSNorm(64).to(dtype)  # rounds behind its weight
+        norm.weight.data = drawn(64, seed=1, dtype=dtype)
+        lighten(norm)
+        assert (type(norm) is Olmo2RMSNorm) == (dtype == torch.bfloat16)
 
 
 def test_a_policys_norms_are_light_and_a_copy_has_its_own_weights():

@@ -21,7 +21,7 @@ from bridge_engine.errors import EngineError
 from bridge_engine.rewards import Verdict, Verifier, child, compare, fast, slow, stated_answer
 from bridge_engine.rewards.extract import clean
 from bridge_engine.rewards.normalise import normal
-from bridge_engine.rewards.pool import Pool, Question
+from bridge_engine.rewards.pool import Judgement, Pool, Question
 from tests.support.waiting import PATIENCE, gone, until
 
 TIMEOUT_S = 2.0
@@ -251,6 +251,22 @@ def test_a_child_that_does_not_go_on_is_ended_all_the_same() -> None:
     assert verdict == Verdict(None, "timed_out", False)
 
 
+def test_where_the_kernel_does_not_say_what_a_child_computed_the_clock_is_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hidden(_: psutil.Process) -> None:
+        raise psutil.AccessDenied
+
+    with Verifier(1.0) as brief:
+        brief.judge([(HARD, r"\boxed{x/2}")])
+        monkeypatch.setattr(psutil.Process, "cpu_times", hidden)
+        started = time.monotonic()
+        psutil.Process(brief.pids[0]).suspend()
+        verdict = brief.judge([(HARD, r"\boxed{x/2}")])[0]
+        assert time.monotonic() - started < 5, "it was waited for as one that does not compute"
+    assert verdict == Verdict(None, "timed_out", False)
+
+
 def computes(pid: int) -> bool:
     """Does it, now?"""
     before = sum(psutil.Process(pid).cpu_times()[:2])
@@ -323,6 +339,21 @@ def test_an_answer_that_many_samples_state_is_judged_once(
     ]
     assert sorted(plain) == sorted([("2", "2"), ("2", "3"), (HARD, "x/2")])
     assert asked == [Question(HARD, "x/2")]
+
+
+def test_long_answers_are_compared_as_they_stand_before_a_process_takes_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Question] = []
+    with Verifier(TIMEOUT_S) as one:
+        monkeypatch.setattr(
+            one._pool, "judge", lambda q: asked.extend(q) or [Judgement(False, "x") for _ in q]
+        )
+        long = "9" * 2_000
+        same, other = one.judge([(long, rf"\boxed{{{long}}}"), (HARD, rf"\boxed{{{long}}}")])
+    assert same == Verdict(True, "equal", True)
+    assert other == Verdict(False, "x", False)
+    assert asked == [Question(HARD, long)]
 
 
 def test_closing_ends_the_children() -> None:

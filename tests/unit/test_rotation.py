@@ -2,9 +2,21 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 from transformers.models.cohere.modeling_cohere import CohereAttention
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTAttention
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAttention
+from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as theirs
+from transformers.models.olmo.modeling_olmo import OlmoAttention
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
 from bridge_engine.forward.light import lighten
@@ -26,7 +38,7 @@ def test_values_and_gradients_are_those_of_transformers(dim):
     """Of any cosine and sine: not only where both halves of a head have the same."""
     cos, sin = drawn(2, 5, 8, seed=1), drawn(2, 5, 8, seed=2)
     found = []
-    for function in (turn, apply_rotary_pos_emb):
+    for function in (turn, theirs):
         q, k = drawn(2, 3, 5, 8), drawn(2, 1, 5, 8, seed=3)
         if dim == 2:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -68,11 +80,65 @@ def test_a_model_that_turns_a_part_of_each_head_says_the_same():
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_turns_neighbours_is_left_as_it_is():
-    attention = CohereAttention.__new__(CohereAttention)
+def test_a_model_that_turns_a_part_of_its_tokens_says_the_same():
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2}
+    picture = {"image_size": 16, "patch_size": 4, "num_register_tokens": 1}
+    torch.manual_seed(0)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, **picture, num_hidden_layers=1)).eval()
+    pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    expected = model(pixels).last_hidden_state
+    lighten(model)
+    assert any(type(m).__mro__[1] is DINOv3ViTAttention for m in model.modules())
+    torch.testing.assert_close(model(pixels).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("kind", [CohereAttention, Gemma3nTextAttention], ids=["neighbours", "one"])
+def test_what_turns_neighbours_or_one_at_a_time_is_left_as_it_is(kind):
+    attention = kind.__new__(kind)
     torch.nn.Module.__init__(attention)
     lighten(attention)
-    assert type(attention) is CohereAttention
+    assert type(attention) is kind
+
+
+def test_a_model_that_turns_in_another_dtype_says_the_same():
+    """Olmo's cosines are float32 in a model of bfloat16; what they turn comes back as it was."""
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = OlmoForCausalLM(OlmoConfig(**sizes, num_attention_heads=2, pad_token_id=0)).bfloat16()
+    tokens = torch.tensor([[2, 3, 4, 5]])
+    expected = model(tokens).logits
+    lighten(model)
+    assert type(model.model.layers[0].self_attn) is not OlmoAttention
+    assert torch.equal(model(tokens).logits, expected)
+
+
+def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None):
+    """Of models that say which of the positions they mean."""
+    if position_ids is not None:
+        cos, sin = cos[:, position_ids], sin[:, position_ids]
+    return theirs(q, k, cos, sin)
+
+
+class AskingAttention(torch.nn.Module):
+    def forward(self, q, k, cos, sin, *, order=(2, 0, 1)):
+        return apply_rotary_pos_emb(q, k, cos, sin, torch.tensor(order))
+
+
+class EnclosedAttention(torch.nn.Module):
+    def forward(self, q, k, cos, sin):
+        assert __class__ is EnclosedAttention
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+
+@pytest.mark.parametrize("kind", [AskingAttention, EnclosedAttention])
+def test_attention_that_asks_for_more_or_knows_its_class_says_the_same(kind):
+    given = drawn(1, 2, 3, 8), drawn(1, 1, 3, 8), drawn(1, 3, 8, seed=1), drawn(1, 3, 8, seed=2)
+    attention = kind()
+    expected = attention(*given)
+    lighten(attention)
+    assert (type(attention) is kind) == (kind is EnclosedAttention)
+    for one, other in zip(attention(*given), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_class_itself_is_not_changed():
@@ -83,4 +149,5 @@ def test_the_class_itself_is_not_changed():
     assert type(attention) is not LlamaAttention
     assert isinstance(attention, LlamaAttention)
     assert LlamaAttention.forward is forward
-    assert LlamaAttention.forward.__globals__["apply_rotary_pos_emb"] is apply_rotary_pos_emb
+    assert LlamaAttention.forward.__globals__["apply_rotary_pos_emb"] is theirs
+    assert type(attention).__module__ == LlamaAttention.__module__

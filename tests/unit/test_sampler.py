@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from bridge_engine.forward.sequences import TokenSequence, pad
 from bridge_engine.policy import Policy
 from bridge_engine.rollout import SamplingParams, lean, sample
-from bridge_engine.rollout.native import rung
+from bridge_engine.rollout.native import inverse, rung
 from bridge_engine.spec.train import LoraSpec
 from tests.support.tiny import EOS, PAD, VOCABULARY, random_model, random_policy
 
@@ -143,3 +144,18 @@ def test_a_batch_shrinks_as_its_rows_end_and_by_few_sizes(monkeypatch):
     assert sizes == [rung(rows) for rows in alive if rows], "no larger than it must be"
     assert sizes[0] > 32 > sizes[-1]
     assert len(set(sizes)) < len(set(alive))
+
+
+@pytest.mark.parametrize("size", [200, 1000, 1024], ids=["one look", "padded", "whole blocks"])
+def test_a_draw_is_where_the_cumulated_weight_passes_its_share(size):
+    rng = torch.Generator().manual_seed(0)
+    weights = torch.randint(0, 4, (60, size), generator=rng).float()
+    weights[:20, : size // 3] = weights[20:40, -size // 3 :] = 0
+    weights[40:, 0], weights[40:, 1:256], weights[40:, 256::256] = 2**25, 0, 0  # beyond float32
+    shares = torch.rand(60, 1, generator=rng, dtype=torch.float64)
+    shares[::6], shares[1::6] = 0, 1 - 2**-53
+    cumulative = weights.double().cumsum(-1)
+    behind = torch.linspace(0.5, 150.5, 20, dtype=torch.float64).view(-1, 1).clamp(max=size / 2)
+    shares[40:] = 1 - behind / cumulative[40:, -1:]
+    expected = torch.searchsorted(cumulative, shares * cumulative[:, -1:], right=True)
+    assert torch.equal(inverse(weights, shares), expected.clamp(max=size - 1))

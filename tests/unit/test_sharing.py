@@ -49,6 +49,16 @@ def test_shared_is_one_sequence_at_a_time(name, pairs, monkeypatch):
     assert_same(ours(model, share_all(GROUPS), flat(GROUPS)), expected, 1e-6)
 
 
+@pytest.mark.parametrize("pairs", [0, attention.FEW_PAIRS], ids=["torch's", "weights kept"])
+def test_prompts_whose_completions_are_one_token_each_have_nothing_behind_them(pairs, monkeypatch):
+    monkeypatch.setattr(attention, "FEW_PAIRS", pairs)
+    sequences = [TokenSequence([5, 6, 7], [8]), TokenSequence([5, 6, 7], [9]), GROUPS[0][2]]
+    model = family("Qwen2", "sdpa")
+    batch = share(sequences, pad_id=0, device=CPU)
+    assert batch.shared.completions == ()
+    assert_same(ours(model, batch, sequences), one_at_a_time(model, sequences), 1e-6)
+
+
 @pytest.mark.parametrize("make", [random_policy, full_policy])
 def test_shared_is_one_sequence_at_a_time_for_a_policy(make):
     policy = make("student", "teacher")
@@ -77,10 +87,11 @@ def test_weights_are_kept_where_they_are_few_and_exact(computes, monkeypatch):
         assert not kept
 
 
-def test_attention_that_keeps_its_weights_has_the_gradient_of_finite_differences():
+@pytest.mark.parametrize("depth", [2, 3], ids=["values of the keys' depth", "of another"])
+def test_attention_that_keeps_its_weights_has_the_gradient_of_finite_differences(depth):
     """Two prompts of at most two tokens, one with two completions of three and one with one."""
     rng = torch.Generator().manual_seed(0)
-    shapes = [(1, heads, 13, 2) for heads in (4, 2, 2)]
+    shapes = [(1, 4, 13, 2), (1, 2, 13, 2), (1, 2, 13, depth)]
     q, k, v = (
         torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes
     )
@@ -223,6 +234,16 @@ def test_costs_are_those_of_the_model():
 )
 def test_another_attention_is_left_alone(name, attention, quirks):
     assert sharing_of(family(name, attention, **quirks)) is None
+
+
+def test_values_of_another_depth_than_the_keys_can_share_a_prompt():
+    """As where keys and values come out of one narrow product (DeepSeek)."""
+    sizes = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    model = family("DeepseekV3", "sdpa", v_head_dim=8, num_key_value_heads=4, **sizes, **experts)
+    assert sharing_of(model) is not None
+    expected = one_at_a_time(model, flat(GROUPS))
+    assert_same(ours(model, share_all(GROUPS), flat(GROUPS)), expected, 1e-6)
 
 
 @pytest.mark.parametrize("deaf", ["drops the layout", "refuses it", "breaks on it"])
