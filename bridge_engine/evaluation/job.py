@@ -57,7 +57,8 @@ SNAPSHOT_SECONDS = 300.0
 QUIET_SECONDS = 30.0
 """How long judging goes on before it says so: a run that says nothing counts as stuck."""
 JUDGING_SECONDS = 120.0
-"""Longest stretch of judging between two looks at the clock, unless one answer may take longer."""
+"""Longest stretch of judging between two looks at the clock, unless one answer may take longer, or
+the machine keeps the judges from computing."""
 JUDGED_AT_ONCE = 32
 """Problems between two looks at whether to stop, where their answers are there already."""
 MOST_JUDGES = 4

@@ -2,8 +2,9 @@
 
 transformers' modules are written to be read: an RMSNorm is seven operations, a turn to rotary
 positions six. Those that are one of these, which is tried and not read off their names, get a class
-of the same name whose forward pass takes the engine's functions. On a CPU, where it pays, and for
-training too; whatever is not recognised is left as it is.
+of the same name whose forward pass takes the engine's functions, in training too; whatever is not
+recognised is left as it is. It is for a CPU that it pays: on a GPU norms are torch's own, and
+positions are left to transformers.
 """
 
 from __future__ import annotations

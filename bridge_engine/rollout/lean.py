@@ -238,8 +238,9 @@ def _norm_of_heads(attention: Any, heads: int, key_heads: int) -> Callable[[Tens
 def _product(
     *parts: Sequence[Any], dtype: torch.dtype, heads_of: int = 0
 ) -> Callable[[Tensor], Sequence[Tensor]]:
-    """One input through these linear layers, with the adapters that are in use; the results of the
-    layers of a part stand side by side, and those of the first as heads of so many `_paired`."""
+    """One input through these linear layers, with the adapters that are in use. There is one result
+    a part, in which those of its layers stand side by side. With `heads_of`, the first is heads of
+    that depth, each `_paired`."""
     weights, biases = [], []
     for part in parts:
         depth = heads_of if part is parts[0] else 0
