@@ -294,7 +294,9 @@ def grade_answers(
         Optional[float],  # noqa: UP045
         typer.Option(min=0, help="Relative, for measured numbers; default 0.01."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds one answer may take.")] = 5.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of computing for one answer.")
+    ] = 5.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 1,
     file: Annotated[
         Optional[Path],  # noqa: UP045

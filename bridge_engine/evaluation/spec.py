@@ -89,7 +89,8 @@ class EvaluationSpec(SpecModel):
     grader: Annotated[GraderSpec, BeforeValidator(_grader)] = GraderSpec()
     """How answers are judged; a bare name is short for `{name: …}`."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Seconds one answer may take to be judged before it is set aside as unjudged."""
+    """Seconds of computing that judging one answer may take before it is set aside as unjudged.
+    What the machine keeps from its judge does not count, up to ten times as many by the clock."""
     pass_at: Annotated[list[Samples], Field(max_length=32)] | None = None
     """The k of pass@k, at most 32 of them; default: 1, 2, 4, … up to the number of samples."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0

@@ -3,10 +3,10 @@
 transformers' modules serve every architecture and spend half of a small decode step on Python and
 many small kernels. Llama, Qwen2 and Qwen3 are one and the same block (RMSNorm, rotary positions,
 grouped attention, SwiGLU), which is written out here once, on the model's own weights: what is
-read together is multiplied together, keys and values are written into room that is there, and on a
-CPU the weights are laid out for narrow products first (oneDNN's packed form: 1.3 to 2.3 times as
-fast as BLAS for 16 to 64 rows). `lean` takes a model only if its configuration is one of those, and
-only if both ways say the same of a few tokens; every other model runs on its modules
+read together is multiplied together, keys and values are written into room that is there, heads
+are turned as complex numbers, and on a CPU the weights are laid out for narrow products first
+(`bridge_engine.forward.products.pack`). `lean` takes a model only if its configuration is one of
+those, and only if both ways say the same of a few tokens; every other model runs on its modules
 (`bridge_engine.rollout.decoding`).
 """
 
@@ -149,7 +149,7 @@ class _Block:
         """Prompts, from their beginning."""
         q, k, v = (part.transpose(1, 2) for part in self._heads(x_PLD, turns_PL1F))
         self.length = x_PLD.shape[1]
-        # written out, the scores are a third faster where the keys of all tokens stand side by side
+        # written out, the scores take half the time where the keys of all tokens stand side by side
         self.cache = [k.transpose(2, 3) if self.by_hand else k, v]
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask_P1LL, scale=self.scale, enable_gqa=True

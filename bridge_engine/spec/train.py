@@ -191,7 +191,8 @@ class RlSpec(SpecModel):
     """Label noise, for studies of robustness: each verdict on a rollout is turned round with this
     probability, a function of seed, step and problem. Evaluation is never noisy."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Seconds one answer may take to be judged before it is set aside as unjudged."""
+    """Seconds of computing that judging one answer may take before it is set aside as unjudged.
+    What the machine keeps from its judge does not count, up to ten times as many by the clock."""
 
 
 class SftSpec(SpecModel):

@@ -40,7 +40,7 @@ class Regrade(BaseModel):
     grader: Annotated[GraderSpec, BeforeValidator(_grader)] | None = None
     """A name or an object with options; default: the evaluation's own, by today's rules."""
     verifier_timeout: Annotated[float, Field(gt=0, le=600)] | None = None
-    """Seconds one answer may take; default: the evaluation's own."""
+    """Seconds of computing for one answer; default: the evaluation's own."""
     name: Name | None = None
     """The new job's name; default: the evaluation's."""
 

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bridge_engine.errors import EngineError
-from bridge_engine.rewards import Verdict, Verifier, child, compare, fast, slow, stated_answer
+from bridge_engine.rewards import Verdict, Verifier, child, compare, fast, pool, slow, stated_answer
 from bridge_engine.rewards.extract import clean
 from bridge_engine.rewards.normalise import normal
 from bridge_engine.rewards.pool import Judgement, Pool, Question
@@ -258,13 +258,14 @@ def test_where_the_kernel_does_not_say_what_a_child_computed_the_clock_is_its_li
     def hidden(_: psutil.Process) -> None:
         raise psutil.AccessDenied
 
+    monkeypatch.setattr(pool, "PATIENCE", 200.0)
     with Verifier(1.0) as brief:
         brief.judge([(HARD, r"\boxed{x/2}")])
         monkeypatch.setattr(psutil.Process, "cpu_times", hidden)
         started = time.monotonic()
         psutil.Process(brief.pids[0]).suspend()
         verdict = brief.judge([(HARD, r"\boxed{x/2}")])[0]
-        assert time.monotonic() - started < 5, "it was waited for as one that does not compute"
+        assert time.monotonic() - started < 120, "it was waited for as one that does not compute"
     assert verdict == Verdict(None, "timed_out", False)
 
 
@@ -328,8 +329,8 @@ def test_an_answer_that_many_samples_state_is_judged_once(
     judge = compare.judge
     monkeypatch.setattr(compare, "judge", lambda *a: plain.append(a[:2]) or judge(*a))
     asked: list[Question] = []
-    pool = verifier._pool.judge
-    monkeypatch.setattr(verifier._pool, "judge", lambda q: asked.extend(q) or pool(q))
+    slowly = verifier._pool.judge
+    monkeypatch.setattr(verifier._pool, "judge", lambda q: asked.extend(q) or slowly(q))
     pairs = [("2", r"\boxed{2}"), ("2", r"\boxed{3}"), (HARD, r"\boxed{x/2}")]
     once = verifier.judge(pairs)
     assert [v.value for v in once] == [True, False, True]
